@@ -1,0 +1,60 @@
+"""Callbacks of observable instruments, made safe: what fails is said once, and nothing else is lost."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Generator, Iterable
+from typing import Any
+
+from opentelemetry.metrics import CallbackOptions, Observation
+
+_logger = logging.getLogger(__name__)
+
+
+class guarded:
+    """A callback whose failures are logged once per change of state and counted; a plain callable to the SDK.
+
+    What it said before it failed is kept. Values that are no finite numbers are left out: there is no such
+    thing as an observation of NaN.
+    """
+
+    def __init__(self, callback: Any, instrument: str, on_dropped: Callable[[str], None]) -> None:
+        self.callback = callback
+        self._instrument = instrument
+        self._on_dropped = on_dropped
+        self._failing = False
+        if isinstance(callback, Generator):
+            next(callback)  # a generator is sent its options, which needs it to have begun
+
+    def __call__(self, options: CallbackOptions) -> Iterable[Observation]:
+        observations: list[Observation] = []
+        try:
+            for observation in self._call(options):
+                value = float(observation.value)
+                if math.isfinite(value):
+                    observations.append(observation)
+                else:
+                    self._on_dropped("not_finite")
+        except Exception as error:
+            self._on_dropped("callback")
+            if not self._failing:
+                _logger.warning("callback of %s failed: %r; said once until it works again", self._instrument, error)
+            self._failing = True
+        except BaseException as error:
+            # SystemExit or CancelledError of a callback must not end the thread that serves the page.
+            self._on_dropped("callback")
+            _logger.warning("callback of %s raised %r", self._instrument, error)
+        else:
+            if self._failing:
+                _logger.info("callback of %s works again", self._instrument)
+            self._failing = False
+        return observations
+
+    def _call(self, options: CallbackOptions) -> Iterable[Observation]:
+        if isinstance(self.callback, Generator):
+            try:
+                return self.callback.send(options) or ()
+            except StopIteration:
+                return ()
+        return self.callback(options) or ()

@@ -1,0 +1,470 @@
+"""MeterProvider and Meter: the stock SDK's, with the numbers of synchronous instruments in cells.
+
+Every private name of the SDK that the provider needs stands in this file, in `points.py`, `stream.py` and
+`instruments.py`; `tests/test_contract.py` names each, so that a new release of the SDK cannot break it unseen.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from opentelemetry.metrics import CallbackOptions, NoOpMeter
+from opentelemetry.sdk import metrics as sdk
+from opentelemetry.sdk.metrics._internal.instrument import _Counter, _Gauge, _Histogram, _UpDownCounter
+from opentelemetry.sdk.metrics._internal.measurement_consumer import SynchronousMeasurementConsumer
+from opentelemetry.sdk.metrics._internal.metric_reader_storage import MetricReaderStorage
+from opentelemetry.sdk.metrics.export import MetricReader, MetricsData, ResourceMetrics, ScopeMetrics
+from opentelemetry.sdk.metrics.view import DefaultAggregation, DropAggregation, ExplicitBucketHistogramAggregation, View
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+
+from otel_mlops.metrics import DROPPED, OVERFLOW, Metric
+from otel_mlops.sdk import instruments
+from otel_mlops.sdk.callbacks import guarded
+from otel_mlops.sdk.ledger import Ledger
+from otel_mlops.sdk.points import Points
+from otel_mlops.sdk.stream import Stream
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.metrics import ExemplarFilter
+    from opentelemetry.sdk.resources import Resource
+
+_logger = logging.getLogger(__name__)
+
+SCOPE = "otel_mlops"
+"""The scope of our own metrics."""
+
+DEFAULT_BOUNDS = (0.0, 5.0, 10.0, 25.0, 50.0, 75.0, 100.0, 250.0, 500.0, 750.0, 1e3, 2.5e3, 5e3, 7.5e3, 1e4)
+"""What the stock SDK counts by where nobody says better. Source: OpenTelemetry, Metrics SDK, Aggregation."""
+
+_FILTERS = {
+    sdk.TraceBasedExemplarFilter: "trace_based",
+    sdk.AlwaysOnExemplarFilter: "always_on",
+    sdk.AlwaysOffExemplarFilter: "always_off",
+}
+
+_BY_KIND = {
+    "counter": (_Counter, instruments.Counter),
+    "updown": (_UpDownCounter, instruments.UpDownCounter),
+    "histogram": (_Histogram, instruments.Histogram),
+    "gauge": (_Gauge, instruments.Gauge),
+}
+
+
+class Meter(sdk.Meter):
+    """Makes instruments; the synchronous ones record into cells, the observable ones are the stock SDK's."""
+
+    def __init__(self, scope: InstrumentationScope, provider: MeterProvider) -> None:
+        config = provider._apply_meter_configurator(scope)
+        super().__init__(scope, provider._measurement_consumer, _meter_config=config)
+        self._provider = provider
+
+    def create_counter(self, name: str, unit: str = "", description: str = "") -> Any:
+        """Create a counter, or return the one that was created before under the same identity."""
+        return self._create("counter", name, unit, description)
+
+    def create_up_down_counter(self, name: str, unit: str = "", description: str = "") -> Any:
+        """Create an up-down counter."""
+        return self._create("updown", name, unit, description)
+
+    def create_gauge(self, name: str, unit: str = "", description: str = "") -> Any:
+        """Create a gauge."""
+        return self._create("gauge", name, unit, description)
+
+    def create_histogram(
+        self,
+        name: str,
+        unit: str = "",
+        description: str = "",
+        *,
+        explicit_bucket_boundaries_advisory: Sequence[float] | None = None,
+    ) -> Any:
+        """Create a histogram.
+
+        Errors: ValueError if the bounds are not finite numbers in rising order; the stock SDK raises it out
+        of the first `record()`.
+        """
+        bounds = None
+        if explicit_bucket_boundaries_advisory is not None:
+            bounds = _bounds(explicit_bucket_boundaries_advisory)
+        return self._create("histogram", name, unit, description, bounds=bounds)
+
+    def create_observable_counter(self, name: str, callbacks: Any = None, unit: str = "", description: str = "") -> Any:
+        """Create an observable counter; a second one of the same identity adds its callbacks to the first."""
+        return self._observable(super().create_observable_counter, name, callbacks, unit, description)
+
+    def create_observable_up_down_counter(
+        self, name: str, callbacks: Any = None, unit: str = "", description: str = ""
+    ) -> Any:
+        """Create an observable up-down counter."""
+        return self._observable(super().create_observable_up_down_counter, name, callbacks, unit, description)
+
+    def create_observable_gauge(self, name: str, callbacks: Any = None, unit: str = "", description: str = "") -> Any:
+        """Create an observable gauge."""
+        return self._observable(super().create_observable_gauge, name, callbacks, unit, description)
+
+    def instrument(self, row: Metric) -> Any:
+        """The instrument of a row of the catalogue."""
+        kind = "gauge" if row.kind in ("info", "stateset") else row.kind
+        return self._create(kind, row.name, row.unit, row.help, bounds=row.buckets or None, row=row)
+
+    def _create(
+        self,
+        kind: str,
+        name: str,
+        unit: str,
+        description: str,
+        *,
+        bounds: tuple[float, ...] | None = None,
+        row: Metric | None = None,
+    ) -> Any:
+        stock, ours = _BY_KIND[kind]
+        unit, description = unit or "", description or ""
+        with self._instrument_registration_lock:
+            status = self._register_instrument(name, stock, unit, description, bounds)  # type: ignore[arg-type]
+            found = self._instrument_id_instrument.get(status.instrument_id)
+            if found is None:
+                found = ours(
+                    name,
+                    self._instrumentation_scope,
+                    self._measurement_consumer,
+                    unit,
+                    description,
+                    _meter_config=self._meter_config,
+                )
+                found._open(self._provider._streams_of(found, kind, bounds, row))
+                found._enable(self._is_enabled())
+                self._instrument_id_instrument[status.instrument_id] = found
+        if status.conflict:
+            _logger.warning("%s was created before with other bucket bounds, which stay", name)
+        return found
+
+    def _observable(self, create: Callable[..., Any], name: str, callbacks: Any, unit: str, description: str) -> Any:
+        guards = [guarded(each, name, self._provider.count_dropped) for each in callbacks or ()]
+        before = set(self._instrument_id_instrument)
+        instrument = create(name, guards, unit or "", description or "")
+        if set(self._instrument_id_instrument) == before:
+            # The stock SDK drops the callbacks of the second without a word.
+            known = {getattr(each, "callback", None) for each in instrument._callbacks}
+            instrument._callbacks.extend(each for each in guards if each.callback not in known)
+        return instrument
+
+    def _set_meter_config(self, meter_config: Any) -> None:
+        super()._set_meter_config(meter_config)
+        for instrument in self._instrument_id_instrument.values():
+            if isinstance(instrument, instruments.Instrument):
+                instrument._enable(meter_config.is_enabled)
+
+
+class DisabledMeter(NoOpMeter):
+    """The meter of a provider that is disabled or shut down: its instruments have `bind()` too."""
+
+    def create_counter(self, name: str, unit: str = "", description: str = "") -> Any:
+        """Create a counter that records nothing."""
+        return instruments.NoOpCounter(name, unit=unit, description=description)
+
+    def create_up_down_counter(self, name: str, unit: str = "", description: str = "") -> Any:
+        """Create an up-down counter that records nothing."""
+        return instruments.NoOpUpDownCounter(name, unit=unit, description=description)
+
+    def create_gauge(self, name: str, unit: str = "", description: str = "") -> Any:
+        """Create a gauge that records nothing."""
+        return instruments.NoOpGauge(name, unit=unit, description=description)
+
+    def create_histogram(self, name: str, unit: str = "", description: str = "", **advisory: Any) -> Any:
+        """Create a histogram that records nothing."""
+        return instruments.NoOpHistogram(name, unit=unit, description=description)
+
+    def instrument(self, row: Metric) -> Any:
+        """The instrument of a row, recording nothing."""
+        create = {"counter": self.create_counter, "updown": self.create_up_down_counter, "histogram": self.create_histogram}
+        return create.get(row.kind, self.create_gauge)(row.name, row.unit, row.help)
+
+
+class Consumer(SynchronousMeasurementConsumer):
+    """Runs the callbacks of observable instruments, and adds what stands in the cells."""
+
+    def __init__(self, sdk_config: Any, streams: Callable[[], list[Stream]]) -> None:
+        super().__init__(sdk_config, ())
+        # A callback may create an observable instrument: a plain lock would wait for itself for ever.
+        self._lock = threading.RLock()  # type: ignore[assignment]
+        self._streams = streams
+        self._points: WeakKeyDictionary[MetricReader, Points] = WeakKeyDictionary()
+
+    def add_metric_reader(self, metric_reader: MetricReader) -> None:
+        """Begin to keep what this reader saw last."""
+        super().add_metric_reader(metric_reader)
+        self._points[metric_reader] = Points(metric_reader)
+
+    def observe(self, metric_reader: MetricReader, timeout_millis: float = 10_000) -> MetricsData | None:
+        """Run all callbacks and return what they say.
+
+        A callback that overruns the time is not interrupted; the ones after it are left out this once. The
+        stock SDK fails the whole collection instead.
+        """
+        deadline = time.monotonic() + timeout_millis / 1e3
+        with self._lock:
+            storage = self._reader_storages.get(metric_reader)
+            if storage is None:
+                return None
+            for instrument in self._async_instruments:
+                left_s = deadline - time.monotonic()
+                if left_s <= 0:
+                    _logger.warning("callbacks took longer than %.1f s; those after %s are left out", timeout_millis / 1e3, instrument.name)
+                    break
+                for measurement in instrument.callback(CallbackOptions(timeout_millis=left_s * 1e3)):
+                    storage.consume_measurement(measurement, False)
+            return storage.collect()
+
+    def collect(self, metric_reader: MetricReader, timeout_millis: float = 10_000) -> MetricsData | None:
+        """Return everything, cells and observables, as one reader wants it."""
+        with self._lock:
+            points = self._points.get(metric_reader)
+            if points is None:
+                return None
+            observed = self.observe(metric_reader, timeout_millis)
+            scopes: dict[InstrumentationScope, ScopeMetrics] = {}
+            for resource_metrics in observed.resource_metrics if observed else ():
+                scopes.update({each.scope: each for each in resource_metrics.scope_metrics})
+            for stream, metric in points.read(self._streams()):
+                scope = scopes.setdefault(stream.scope, ScopeMetrics(stream.scope, [], stream.scope.schema_url or ""))
+                scope.metrics.append(metric)  # type: ignore[attr-defined]
+        if not scopes:
+            return None
+        resource = self._sdk_config.resource
+        return MetricsData([ResourceMetrics(resource, list(scopes.values()), resource.schema_url)])
+
+    def after_fork(self) -> None:
+        """Begin anew in a forked child: fresh locks, and readers that have seen nothing."""
+        self._lock = threading.RLock()  # type: ignore[assignment]
+        storages = {}
+        for reader in self._reader_storages:
+            storages[reader] = MetricReaderStorage(
+                self._sdk_config,
+                reader._instrument_class_temporality,
+                reader._instrument_class_aggregation,
+                reader._instrument_class_cardinality_limit,
+            )
+            self._points[reader] = Points(reader)
+        self._reader_storages = storages
+
+
+class MeterProvider(sdk.MeterProvider):
+    """OpenTelemetry's MeterProvider whose counts lie in a ledger.
+
+    `ledger` says where the cells are, private memory by default; `max_series` caps each metric. The rest is
+    the stock SDK's. Errors: ValueError for a view that cannot be honoured.
+    """
+
+    def __init__(
+        self,
+        metric_readers: Sequence[MetricReader] = (),
+        resource: Resource | None = None,
+        exemplar_filter: ExemplarFilter | None = None,
+        shutdown_on_exit: bool = True,
+        views: Sequence[View] = (),
+        *,
+        ledger: Ledger | None = None,
+        max_series: int = 2000,
+    ) -> None:
+        for view in views:
+            _check_view(view)
+        # Before super(), which registers the fork hook that uses them.
+        self.ledger = ledger or Ledger()
+        self.max_series = max_series
+        self._streams: list[Stream] = []
+        super().__init__((), resource, exemplar_filter, shutdown_on_exit, views)
+        instruments.give_proxies_bind()
+        filter_type = type(self._sdk_config.exemplar_filter)
+        if filter_type not in _FILTERS:
+            msg = f"exemplar_filter must be one of {sorted(_FILTERS.values())}, not a {filter_type.__name__}"
+            raise ValueError(msg)
+        self._exemplar_filter = _FILTERS[filter_type]
+        self._consumer = Consumer(self._sdk_config, self.streams)
+        self._measurement_consumer = self._consumer
+        self._rows: dict[Metric, Any] = {}
+        self._metric_readers = []
+        for reader in metric_readers:
+            self.add_metric_reader(reader)
+
+    def get_meter(
+        self,
+        name: str,
+        version: str | None = None,
+        schema_url: str | None = None,
+        attributes: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Return the meter of a scope; one that records nothing when disabled, shut down, or without a name."""
+        if self._disabled or self._shutdown or not name:
+            if not self._disabled:
+                _logger.warning("get_meter(%r): %s", name, "the provider is shut down" if self._shutdown else "no name")
+            return DisabledMeter(name or "", version=version, schema_url=schema_url)
+        scope = InstrumentationScope(name, version, schema_url, attributes)
+        with self._meter_lock:
+            meter = self._meters.get(scope)
+            if meter is None:
+                meter = self._meters[scope] = Meter(scope, self)
+            return meter
+
+    def instrument(self, row: Metric) -> Any:
+        """The instrument of a row of the catalogue, the same each time."""
+        found = self._rows.get(row)
+        if found is None:
+            found = self._rows[row] = self.get_meter(SCOPE).instrument(row)
+        return found
+
+    def streams(self) -> list[Stream]:
+        """The streams of all synchronous instruments, in the order they were created."""
+        return list(self._streams)
+
+    def observe(self, reader: MetricReader, timeout_s: float) -> MetricsData | None:
+        """What the observable instruments say now, for the page, which reads the cells itself."""
+        return self._consumer.observe(reader, timeout_s * 1e3)
+
+    def forget(self, attributes: Mapping[str, Any]) -> int:
+        """Remove the series that carry all of these attributes, in every metric, and return how many."""
+        gone = sum(stream.forget(attributes) for stream in self.streams())
+        with self._meter_lock:
+            meters = list(self._meters.values())
+        for meter in meters:
+            for instrument in meter._instrument_id_instrument.values():
+                if isinstance(instrument, instruments.Instrument):
+                    instrument._forget_forms()
+        return gone
+
+    def add_metric_reader(self, metric_reader: MetricReader) -> None:
+        """Add a reader; unlike the stock SDK's, it is flushed and shut down with the others."""
+        with self._all_metric_readers_lock:
+            if metric_reader in self._all_metric_readers:
+                _logger.warning("%s is registered already", metric_reader)
+                return
+            self._all_metric_readers.add(metric_reader)
+        self._consumer.add_metric_reader(metric_reader)
+        metric_reader._set_collect_callback(self._consumer.collect)
+        metric_reader._set_meter_provider(self)
+        self._metric_readers = [*self._metric_readers, metric_reader]
+
+    def remove_metric_reader(self, metric_reader: MetricReader) -> None:
+        """Remove a reader and shut it down."""
+        self._metric_readers = [each for each in self._metric_readers if each is not metric_reader]
+        super().remove_metric_reader(metric_reader)
+
+    def force_flush(self, timeout_millis: float = 10_000) -> bool:
+        """Let every reader collect and export; False if one failed or the time ran out. Never raises."""
+        return self._bounded("force_flush", timeout_millis)
+
+    def shutdown(self, timeout_millis: float = 30_000) -> None:
+        """Shut every reader down within the time, and remove the ledger. A second call does nothing."""
+        with self._lock:
+            if self._shutdown:
+                return
+            self._shutdown = True
+        self._bounded("shutdown", timeout_millis)
+        if self._atexit_handler is not None:
+            sdk._internal.unregister(self._atexit_handler)
+            self._atexit_handler = None
+        self.ledger.close()
+
+    def count_dropped(self, reason: str) -> None:
+        """Count a measurement that could not be recorded."""
+        self.instrument(DROPPED).add(1, {"reason": reason})
+
+    def _bounded(self, verb: str, timeout_millis: float) -> bool:
+        """Call every reader at once, each in a daemon thread: one that hangs holds neither us nor the exit."""
+        deadline = time.monotonic() + timeout_millis / 1e3
+        failed: list[MetricReader] = []
+
+        def call(reader: MetricReader) -> None:
+            try:
+                getattr(reader, verb)(timeout_millis=timeout_millis)
+            except Exception:
+                failed.append(reader)
+                _logger.exception("%s of %s failed", verb, type(reader).__name__)
+
+        threads = [threading.Thread(target=call, args=(each,), daemon=True) for each in self._metric_readers]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        return not failed and not any(thread.is_alive() for thread in threads)
+
+    def _streams_of(
+        self, instrument: Any, kind: str, bounds: tuple[float, ...] | None, row: Metric | None
+    ) -> Iterable[Stream]:
+        """A stream for each view that selects the instrument; a plain one where none does."""
+        views = [view for view in self._sdk_config.views if view._match(instrument)]
+        for view in views or [_PLAIN]:
+            if isinstance(view._aggregation, DropAggregation):
+                continue
+            buckets = bounds
+            if isinstance(view._aggregation, ExplicitBucketHistogramAggregation):
+                if kind == "histogram":
+                    buckets = tuple(map(float, view._aggregation._boundaries or DEFAULT_BOUNDS))
+                else:
+                    _logger.warning("view of %s: only a histogram has buckets; it stays a %s", instrument.name, kind)
+            stream = Stream(
+                name=view._name or instrument.name,
+                unit=instrument.unit,
+                description=view._description or instrument.description,
+                kind=kind,
+                scope=instrument.instrumentation_scope,
+                ledger=self.ledger,
+                limit=view._aggregation_cardinality_limit or self.max_series,
+                on_dropped=self._on_dropped,
+                on_overflow=self._on_overflow,
+                row=row,
+                bounds=(DEFAULT_BOUNDS if buckets is None else buckets) if kind == "histogram" else (),
+                attribute_keys=None if view._attribute_keys is None else frozenset(view._attribute_keys),
+                exemplar_filter=self._exemplar_filter,
+            )
+            self._streams.append(stream)
+            yield stream
+
+    def _on_dropped(self, stream: Stream, reason: str) -> None:
+        self.count_dropped(reason)
+
+    def _on_overflow(self, stream: Stream, reason: str) -> None:
+        if stream.row is not OVERFLOW:
+            self.instrument(OVERFLOW).add(1, {"metric": stream.name})
+
+    def _handle_fork(self) -> None:
+        """In a forked child: nothing of the parent's counts, locks and file; then what the stock SDK does."""
+        given = self._sdk_config.resource.attributes.get("service.instance.id")
+        super()._handle_fork()
+        self.ledger.abandon()
+        for stream in self._streams:
+            stream.after_fork()
+        self._consumer.after_fork()
+        _logger.debug("forked: service.instance.id was %s", given)
+
+
+_PLAIN = View(instrument_name="*")
+
+
+def _check_view(view: View) -> None:
+    aggregation = view._aggregation
+    if not isinstance(aggregation, (DefaultAggregation, DropAggregation, ExplicitBucketHistogramAggregation)):
+        msg = (
+            f"views: {type(aggregation).__name__} cannot be honoured; expected no aggregation, DropAggregation or "
+            "ExplicitBucketHistogramAggregation"
+        )
+        raise ValueError(msg)
+    if isinstance(aggregation, ExplicitBucketHistogramAggregation):
+        _bounds(aggregation._boundaries or DEFAULT_BOUNDS)
+
+
+def _bounds(bounds: Sequence[float]) -> tuple[float, ...]:
+    try:
+        numbers = tuple(float(each) for each in bounds)
+        rising = all(low < high for low, high in zip(numbers, numbers[1:], strict=False))
+        finite = all(abs(each) < float("inf") for each in numbers)
+    except (TypeError, ValueError, OverflowError):
+        rising = finite = False
+    if not (rising and finite):
+        msg = f"explicit_bucket_boundaries_advisory must be finite numbers in rising order, not {bounds!r:.200}"
+        raise ValueError(msg)
+    return numbers

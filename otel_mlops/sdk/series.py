@@ -1,0 +1,380 @@
+"""Series: a metric with one set of attributes, whose numbers are cells; recording is adding to a cell.
+
+On CPython with the GIL, `cells[i] += value` on a memoryview of doubles runs from read to write without a
+point at which another thread or a signal handler can run. That holds for an exact float and an exact
+memoryview, in one line of its own, and for nothing else: hence `value = float(value)` in a statement before
+it. Where the interpreter does not give that, the locked classes at the end are used.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from bisect import bisect_left
+from collections import Counter as Tally
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from otel_mlops.sdk.exemplars import Exemplars, sampled_span
+from otel_mlops.sdk.ledger import EXEMPLARS, SERIES, Place
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from opentelemetry.context import Context
+    from opentelemetry.util.types import AnyValue
+
+    from otel_mlops.sdk.stream import Stream
+
+LARGEST = sys.float_info.max
+
+_WORTH_AN_ARRAY = 64
+"""From about this length on a list is counted faster through numpy, if the program has loaded it."""
+
+Cells: TypeAlias = Any
+"""A memoryview of doubles, or its stand-in before the first record; typed loosely because += is indexed."""
+
+
+class Handle(Protocol):
+    """What `bind()` gives: of add, record, record_many and set the ones that fit its instrument."""
+
+    def add(self, amount: float) -> None: ...
+    def record(self, value: float) -> None: ...
+    def record_many(self, values: Iterable[float]) -> None: ...
+    def set(self, value: float) -> None: ...
+
+
+class Unborn:
+    """Stands in for the cells of a series into which nothing was recorded yet, or not since a fork.
+
+    It makes the series join the ledger at the first record, so the hot path asks nothing.
+    """
+
+    __slots__ = ("_series",)
+
+    def __init__(self, series: Series) -> None:
+        self._series = series
+
+    def __getitem__(self, index: object) -> float:
+        return 0.0
+
+    def __setitem__(self, index: object, amount: float) -> None:
+        cells = self._series.join()
+        cells[index] += amount
+
+
+class Series:
+    """A metric with one set of attributes; the base of the four ways to record."""
+
+    __slots__ = ("__weakref__", "attributes", "born_ns", "cells", "place", "rendered", "stream")
+
+    size = 1
+
+    def __init__(self, stream: Stream, attributes: Mapping[str, AnyValue]) -> None:
+        self.stream = stream
+        self.attributes = attributes
+        self.rendered: Any = None
+        self.unbear()
+
+    def unbear(self) -> None:
+        """Forget the cells; the next record begins at nothing."""
+        self.place: Place | None = None
+        self.born_ns = 0
+        self.cells: Cells = Unborn(self)
+
+    def join(self) -> Cells:
+        """Take cells in the ledger, unless another thread has just done so, and return them."""
+        stream = self.stream
+        with stream.ledger.lock:
+            if self.place is None:
+                description = [stream.number(), [[key, value] for key, value in self.attributes.items()], time.time_ns()]
+                place = stream.ledger.append(SERIES, description, self.size)
+                self.born_ns = description[2]
+                self.place = place
+                self.cells = self._shape(place.cells)
+                stream.keep(self)
+            return self.cells
+
+    def read(self) -> list[float]:
+        """Return the cells as they are now."""
+        cells = self.cells
+        return [0.0] * self.size if isinstance(cells, Unborn) else cells.tolist()  # type: ignore[no-any-return]
+
+    def _shape(self, cells: memoryview) -> Cells:
+        return cells
+
+
+class CounterSeries(Series):
+    """A sum that only grows."""
+
+    __slots__ = ()
+
+    def add(self, amount: float) -> None:
+        """Add a number that is not negative."""
+        try:
+            amount = float(amount)
+        except Exception:
+            self.stream.drop("type", amount)
+            return
+        if 0.0 <= amount <= LARGEST:
+            self.cells[()] += amount
+        else:
+            self.stream.drop("negative" if amount < 0.0 else "not_finite", amount)
+
+    def read(self) -> list[float]:
+        """Return the one cell."""
+        return [self.cells[()]]
+
+    def _shape(self, cells: memoryview) -> Cells:
+        # A view without dimensions is the fastest cell there is: no index to convert.
+        return cells.cast("B").cast("d", shape=[])  # type: ignore[call-overload]
+
+
+class UpDownSeries(CounterSeries):
+    """A sum that goes both ways."""
+
+    __slots__ = ()
+
+    def add(self, amount: float) -> None:
+        """Add a number."""
+        try:
+            amount = float(amount)
+        except Exception:
+            self.stream.drop("type", amount)
+            return
+        if -LARGEST <= amount <= LARGEST:
+            self.cells[()] += amount
+        else:
+            self.stream.drop("not_finite", amount)
+
+
+class _UnbornGauge(Unborn):
+    __slots__ = ()
+
+    def __setitem__(self, index: object, amount: float) -> None:
+        cells = self._series.join()
+        cells[index] = amount
+
+
+class GaugeSeries(Series):
+    """The last value, and when it was set on the monotonic clock: the latest of several workers is shown."""
+
+    __slots__ = ()
+
+    size = 2
+
+    def unbear(self) -> None:
+        super().unbear()
+        self.cells = _UnbornGauge(self)
+
+    def set(self, value: float) -> None:
+        """Set the value."""
+        try:
+            value = float(value)
+        except Exception:
+            self.stream.drop("type", value)
+            return
+        if -LARGEST <= value <= LARGEST:
+            self.cells[0] = value
+            self.cells[1] = time.monotonic()
+        else:
+            self.stream.drop("not_finite", value)
+
+
+class HistogramSeries(Series):
+    """Counts by bucket, and the sum last; the count is the sum of the buckets, so it never contradicts them."""
+
+    __slots__ = ("_context", "_lowest", "bounds", "exemplars")
+
+    def __init__(self, stream: Stream, attributes: Mapping[str, AnyValue]) -> None:
+        self.bounds = stream.bounds
+        self._lowest = stream.lowest
+        self._context = stream.sampling
+        self.exemplars: Exemplars | None = None
+        super().__init__(stream, attributes)
+
+    @property
+    def size(self) -> int:  # type: ignore[override]
+        """The number of cells: a bucket more than there are bounds, and the sum."""
+        return len(self.bounds) + 2
+
+    def unbear(self) -> None:
+        super().unbear()
+        self.exemplars = None
+
+    def record(self, value: float) -> None:
+        """Count a value in its bucket."""
+        try:
+            value = float(value)
+        except Exception:
+            self.stream.drop("type", value)
+            return
+        if self._lowest <= value <= LARGEST:
+            index = bisect_left(self.bounds, value)
+            cells = self.cells
+            cells[index] += 1.0
+            cells[-1] += value
+            if self._context.get():
+                self._sample(index, value, None)
+        else:
+            self.stream.drop("negative" if value < 0.0 else "not_finite", value)
+
+    def record_in(self, value: float, context: Context) -> None:
+        """Count a value in its bucket, sampling the span of the given context."""
+        self.record(value)
+        if self.stream.sampling_on:
+            try:
+                number = float(value)
+            except Exception:
+                return  # record() has counted it
+            if self._lowest <= number <= LARGEST:
+                self._sample(bisect_left(self.bounds, number), number, context)
+
+    def record_many(self, values: Iterable[float]) -> None:
+        """Count many values in one go: a numpy array, or any iterable of numbers."""
+        try:
+            if not hasattr(values, "__len__"):
+                values = list(values)
+            counts, total = self._count(values)
+        except Exception:
+            # One bad value among them: each is then judged alone, and only the bad ones are dropped.
+            self._record_each(values)
+            return
+        cells = self.cells
+        for index, count in counts:
+            cells[index] += count
+        cells[-1] += total
+
+    def _count(self, values: Iterable[float]) -> tuple[list[tuple[int, float]], float]:
+        """Counts by bucket and the sum; raises where a single value is not fit to be counted."""
+        numpy = sys.modules.get("numpy")
+        if numpy is not None and (hasattr(values, "__array__") or len(values) > _WORTH_AN_ARRAY):  # type: ignore[arg-type]
+            array = numpy.asarray(values, dtype=numpy.float64).ravel()
+            if not array.size:
+                return [], 0.0
+            total = float(array.sum())
+            if not (self._lowest <= array.min() and -LARGEST <= total <= LARGEST):
+                raise ValueError
+            places = numpy.searchsorted(self.bounds_array(numpy), array, side="left")
+            tally = numpy.bincount(places).tolist()
+            return [(index, float(count)) for index, count in enumerate(tally) if count], total
+        numbers = values if isinstance(values, (list, tuple)) else list(values)
+        if not numbers:
+            return [], 0.0
+        total = float(sum(numbers))
+        # A NaN or an infinity among them would show in the sum, a negative one in the minimum.
+        if not (self._lowest <= min(numbers) and -LARGEST <= total <= LARGEST):
+            raise ValueError
+        return [(i, float(n)) for i, n in Tally(map(partial(bisect_left, self.bounds), numbers)).items()], total
+
+    def bounds_array(self, numpy: Any) -> Any:
+        """The bounds as a numpy array, made once for all series of the metric."""
+        if self.stream.bounds_array is None:
+            self.stream.bounds_array = numpy.array(self.bounds, dtype=numpy.float64)
+        return self.stream.bounds_array
+
+    def _record_each(self, values: Iterable[float]) -> None:
+        try:
+            each = iter(values)
+        except TypeError:
+            self.stream.drop("type", values)
+            return
+        while True:
+            try:
+                value = next(each)
+            except StopIteration:
+                return
+            except Exception:
+                self.stream.drop("type", values)
+                return
+            self.record(value)
+
+    def _sample(self, index: int, value: float, context: Context | None) -> None:
+        """Keep the span that is current as the bucket's exemplar, if it is sampled."""
+        span = sampled_span(context, always=self.stream.sampling_always)
+        if span is None:
+            return
+        with self.stream.ledger.lock:
+            if self.exemplars is None:
+                self.join()
+                slots = len(self.bounds) + 1
+                place = self.stream.ledger.append(EXEMPLARS, [self.stream.number(), slots], Exemplars.cells(slots))
+                self.exemplars = Exemplars(place)
+        self.exemplars.put(index, value, span)
+
+
+class Several:
+    """One recording for several streams, where more than one view selects an instrument; or for none."""
+
+    __slots__ = ("_each",)
+
+    def __init__(self, each: list[Any]) -> None:
+        self._each = each
+
+    def add(self, amount: float) -> None:
+        """Add to each."""
+        for series in self._each:
+            series.add(amount)
+
+    def record(self, value: float) -> None:
+        """Record in each."""
+        for series in self._each:
+            series.record(value)
+
+    def record_in(self, value: float, context: Context) -> None:
+        """Record in each, with a context."""
+        for series in self._each:
+            series.record_in(value, context)
+
+    def record_many(self, values: Iterable[float]) -> None:
+        """Record many in each."""
+        numbers = values if len(self._each) < 2 or hasattr(values, "__len__") else list(values)
+        for series in self._each:
+            series.record_many(numbers)
+
+    def set(self, value: float) -> None:
+        """Set each."""
+        for series in self._each:
+            series.set(value)
+
+
+NOWHERE = Several([])
+"""The handle of an instrument that is disabled, shut down, or dropped by a view."""
+
+
+def _locked(recording: type[Series], *verbs: str) -> type[Series]:
+    """The same recording under the stream's lock, for interpreters that give no atomicity."""
+
+    def under_lock(verb: str) -> Any:
+        plain = getattr(recording, verb)
+
+        def method(self: Series, value: Any) -> None:
+            with self.stream.lock:
+                plain(self, value)
+
+        method.__doc__ = plain.__doc__
+        return method
+
+    return type(f"Locked{recording.__name__}", (recording,), {"__slots__": (), **{v: under_lock(v) for v in verbs}})
+
+
+LOCKED: dict[str, type[Series]] = {
+    "counter": _locked(CounterSeries, "add"),
+    "updown": _locked(UpDownSeries, "add"),
+    "gauge": _locked(GaugeSeries, "set"),
+    "histogram": _locked(HistogramSeries, "record", "record_many"),
+}
+LOCK_FREE: dict[str, type[Series]] = {
+    "counter": CounterSeries,
+    "updown": UpDownSeries,
+    "gauge": GaugeSeries,
+    "histogram": HistogramSeries,
+}
+
+
+def is_atomic() -> bool:
+    """Say whether this interpreter runs `cells[i] += value` without interruption."""
+    return sys.implementation.name == "cpython" and getattr(sys, "_is_gil_enabled", lambda: True)()
+
+
+RECORDING = LOCK_FREE if is_atomic() else LOCKED
