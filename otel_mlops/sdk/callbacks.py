@@ -41,6 +41,8 @@ class guarded:
             if not self._failing:
                 _logger.warning("callback of %s failed: %r; said once until it works again", self._instrument, error)
             self._failing = True
+        except KeyboardInterrupt:
+            raise
         except BaseException as error:
             # SystemExit or CancelledError of a callback must not end the thread that serves the page.
             self._on_dropped("callback")

@@ -317,6 +317,11 @@ class MeterProvider(sdk.MeterProvider):
             found = self._rows[row] = self.get_meter(SCOPE).instrument(row)
         return found
 
+    @property
+    def resource(self) -> Resource:
+        """What these metrics describe."""
+        return self._sdk_config.resource
+
     def streams(self) -> list[Stream]:
         """The streams of all synchronous instruments, in the order they were created."""
         return list(self._streams)

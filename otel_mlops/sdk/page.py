@@ -1,0 +1,230 @@
+"""The page: everything a provider's instruments say, as Prometheus text or OpenMetrics."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from threading import RLock, local
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from opentelemetry.exporter.prometheus import PrometheusMetricReader
+from opentelemetry.sdk.metrics.export import MetricsData, Sum
+from prometheus_client import CollectorRegistry, Metric, generate_latest
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
+
+from otel_mlops.metrics import PAGE_DURATION, PAGE_SERIES
+from otel_mlops.sdk.families import Family, Observed, Readable
+from otel_mlops.sdk.text import OPENMETRICS, choose_format, label_text, labels
+
+if TYPE_CHECKING:
+    from otel_mlops.sdk.provider import MeterProvider
+
+_logger = logging.getLogger(__name__)
+
+
+class Page(NamedTuple):
+    """What a scrape is answered with."""
+
+    body: bytes
+    content_type: str
+
+
+class PageReader(PrometheusMetricReader):
+    """The reader behind the page: a PrometheusMetricReader to whoever asks.
+
+    With `registry` given, our metrics can be read from that prometheus_client registry, and what others have
+    registered there stands on the page as well.
+    """
+
+    def __init__(self, *, registry: CollectorRegistry | None = None, observe_timeout_s: float = 2.0) -> None:
+        # The stock reader registers a collector of its own somewhere; ours goes where the caller says.
+        super().__init__(registry=CollectorRegistry())
+        self._shared = registry
+        self._observe_timeout_s = observe_timeout_s
+        self._provider: MeterProvider | None = None
+        self._told: set[str] = set()
+        self._begin()
+        self._entry = _RegistryEntry(self._as_metrics)
+        if registry is not None:
+            registry.register(self._entry)
+
+    def _begin(self) -> None:
+        self._lock = RLock()
+        self._families: dict[str, Family] = {}
+        self._owners: dict[str, Family] = {}
+
+    def after_fork(self) -> None:
+        """Begin anew in a forked child: a rendering in the parent may have held the lock."""
+        self._begin()
+
+    def page(self, accept: str | None = None) -> Page:
+        """Render the page in the format that the Accept header prefers; what fails is left out, never raised."""
+        content_type = choose_format(accept)
+        openmetrics = content_type == OPENMETRICS
+        started = time.perf_counter()
+        parts: list[str] = []
+        count = 0
+        with self._lock:
+            for family in self._refresh():
+                try:
+                    lines = family.write(openmetrics=openmetrics)
+                except Exception as error:
+                    self._tell(f"{family.name} could not be rendered and is left out: {error!r}")
+                    continue
+                parts.append(family.head(openmetrics=openmetrics))
+                parts += lines
+                count += len(lines)
+        parts += self._of_others(openmetrics=openmetrics)
+        if openmetrics:
+            parts.append("# EOF\n")
+        body = "".join(parts).encode("utf-8", "replace")
+        if self._provider is not None:
+            self._provider.instrument(PAGE_SERIES).set(count)
+            self._provider.instrument(PAGE_DURATION).record(time.perf_counter() - started)
+        return Page(body, content_type)
+
+    def shutdown(self, timeout_millis: float = 30_000, **kwargs: Any) -> None:
+        """Leave the shared registry; a second call does nothing."""
+        if self._shared is not None:
+            shared, self._shared = self._shared, None
+            shared.unregister(self._entry)
+
+    def _set_meter_provider(self, meter_provider: Any) -> None:
+        super()._set_meter_provider(meter_provider)
+        self._provider = meter_provider
+
+    def _receive_metrics(self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: Any) -> None:
+        """Keep nothing of a collection: the page is made when somebody asks for it."""
+
+    def _as_metrics(self) -> Iterator[Metric]:
+        """Our families as prometheus_client's, for the shared registry."""
+        with self._lock:
+            found = [family.as_metric() for family in self._refresh()]
+        yield from found
+
+    def _refresh(self) -> list[Family]:
+        """The families that have series now, in the order in which they first came; the lock is held."""
+        provider = self._provider
+        if provider is None:
+            return []
+        for family in self._families.values():
+            family.empty()
+        for stream in provider.streams():
+            living = stream.living()
+            if living and (family := self._family_of(stream)):
+                for series in living:
+                    if series.rendered is None:
+                        series.rendered = label_text(labels(series.attributes, reserved=family.reserved))
+                    self._put(family, series.rendered, series, series.attributes, stream.bounds)
+        self._put_target(provider)
+        self._put_observed(provider)
+        for family in self._families.values():
+            family.drop_empty()
+        return [family for family in self._families.values() if family.written]
+
+    def _family_of(self, stream: Any) -> Family | None:
+        if stream.page is None:
+            kind = stream.row.kind if stream.row is not None else stream.kind
+            stream.page = self._family(stream.name, kind, stream.unit, stream.description) or False
+        elif stream.page and stream.page.name not in self._families:
+            stream.page = None  # the page began anew, after a fork
+            return self._family_of(stream)
+        return stream.page or None
+
+    def _family(self, name: str, kind: str, unit: str, description: str) -> Family | None:
+        """The family of a metric, or None where its name belongs to a metric of another type."""
+        made = Family(name, kind, unit, description)
+        found = self._families.get(made.name)
+        if found is not None and found.type == made.type:
+            return found
+        owners = {self._owners[each].name for each in made.names() if each in self._owners}
+        if owners:
+            self._tell(f"{name} ({kind}) is left out: its name on the page belongs to {', '.join(sorted(owners))}")
+            return None
+        self._families[made.name] = made
+        self._owners.update(dict.fromkeys(made.names(), made))
+        return made
+
+    def _put(
+        self, family: Family, key: str, series: Readable, attributes: Mapping[str, Any], bounds: Sequence[float] = ()
+    ) -> None:
+        if not family.put(key, series, attributes, bounds):
+            self._tell(f"{family.name}{{{key}}} is left out where its bucket bounds differ from the first ones")
+
+    def _put_target(self, provider: MeterProvider) -> None:
+        if family := self._family("target", "info", "", "The resource that these metrics describe."):
+            attributes = provider.resource.attributes
+            self._put(family, "", Observed(1.0), attributes)
+
+    def _put_observed(self, provider: MeterProvider) -> None:
+        try:
+            data = provider.observe(self, self._observe_timeout_s)
+        except Exception as error:
+            self._tell(f"observable instruments could not be read: {error!r}")
+            return
+        for resource_metrics in data.resource_metrics if data else ():
+            for scope_metrics in resource_metrics.scope_metrics:
+                for metric in scope_metrics.metrics:
+                    kind = "counter" if isinstance(metric.data, Sum) and metric.data.is_monotonic else "gauge"
+                    family = self._family(metric.name, kind, metric.unit or "", metric.description or "")
+                    for point in metric.data.data_points if family else ():
+                        key = label_text(labels(point.attributes or {}))
+                        self._put(family, key, Observed(float(point.value)), point.attributes or {})  # type: ignore[arg-type, union-attr]
+
+    def _of_others(self, *, openmetrics: bool) -> list[str]:
+        """What else is registered in the shared registry, less the names that are on the page already."""
+        if self._shared is None:
+            return []
+        others = _Others(self._shared, self._entry, set(self._owners), self._tell)
+        try:
+            text = (generate_openmetrics if openmetrics else generate_latest)(others).decode()
+        except Exception as error:
+            self._tell(f"the shared registry could not be rendered and is left out: {error!r}")
+            return []
+        return [text.removesuffix("# EOF\n")]
+
+    def _tell(self, message: str) -> None:
+        """Say a thing once: a page is made every few seconds."""
+        if message not in self._told and len(self._told) < 1000:
+            self._told.add(message)
+            _logger.warning("page: %s", message)
+
+
+class _RegistryEntry:
+    """Our place in a shared prometheus_client registry; silent while we read what the others have there."""
+
+    def __init__(self, metrics: Callable[[], Iterable[Metric]]) -> None:
+        self._metrics = metrics
+        self.silent = local()
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: the names are not known beforehand, and asking must not run anybody's callbacks."""
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        """Our metrics."""
+        return () if getattr(self.silent, "now", False) else self._metrics()
+
+
+class _Others:
+    """A shared registry without us and without names that we have; one bad collector loses the rest after it."""
+
+    def __init__(
+        self, registry: CollectorRegistry, entry: _RegistryEntry, taken: set[str], tell: Callable[[str], None]
+    ) -> None:
+        self._registry, self._entry, self._taken, self._tell = registry, entry, taken, tell
+
+    def collect(self) -> Iterator[Metric]:
+        """The families of the others."""
+        self._entry.silent.now = True
+        try:
+            for metric in self._registry.collect():
+                if self._taken & {metric.name, *(sample.name for sample in metric.samples)}:
+                    self._tell(f"{metric.name} of the shared registry is left out: the name is taken")
+                else:
+                    yield metric
+        except Exception as error:
+            self._tell(f"a collector of the shared registry failed: {error!r}")
+        finally:
+            self._entry.silent.now = False

@@ -1,0 +1,150 @@
+"""How a series is written on the page: names, labels, values; the same lines in both formats."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client.utils import floatToGoString
+
+if TYPE_CHECKING:
+    from otel_mlops.sdk.exemplars import Exemplar
+
+TEXT = "text/plain; version=0.0.4; charset=utf-8"
+OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+
+_NOT_IN_LABEL = re.compile(r"[^a-zA-Z0-9]+")
+_ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
+
+
+def choose_format(accept: str | None) -> str:
+    """The content type that a request's Accept header prefers; text where it names neither.
+
+    Source: RFC 9110, section 12.5.1; a tie goes to OpenMetrics, which says more.
+    """
+    quality = {OPENMETRICS: 0.0, TEXT: 0.0}
+    for part in (accept or "")[:4096].split(","):
+        media, *parameters = (piece.strip().lower() for piece in part.split(";"))
+        options = dict(piece.split("=", 1) for piece in parameters if "=" in piece)
+        try:
+            q = float(options.get("q", "1"))
+        except ValueError:
+            continue
+        if media == "application/openmetrics-text" and options.get("version", "1.0.0") == "1.0.0":
+            quality[OPENMETRICS] = max(quality[OPENMETRICS], q)
+        elif media in ("text/plain", "text/*", "*/*"):
+            quality[TEXT] = max(quality[TEXT], q)
+    return OPENMETRICS if quality[OPENMETRICS] > 0 and quality[OPENMETRICS] >= quality[TEXT] else TEXT
+
+
+def labels(attributes: Mapping[str, Any], *, reserved: str | None = None) -> dict[str, str]:
+    """Attributes as the page's labels, sorted; keys that become the same have their values joined by `;`.
+
+    `reserved` is a label the metric itself needs (`le`); an attribute of that name gets `exported_` before it.
+    Source: OpenTelemetry, Prometheus and OpenMetrics Compatibility, Metric Attributes.
+    """
+    merged: dict[str, list[str]] = {}
+    for key, value in sorted(attributes.items()):
+        name = _label_name(key)
+        if name == reserved:
+            name = f"exported_{name}"
+        merged.setdefault(name, []).append(value if isinstance(value, str) else json.dumps(value, default=str))
+    return {name: ";".join(merged[name]) for name in sorted(merged)}
+
+
+@lru_cache(maxsize=4096)
+def _label_name(key: str) -> str:
+    # A leading digit is replaced, not prefixed, as the stock exporter does.
+    return _NOT_IN_LABEL.sub("_", "_" + key[1:] if key[:1].isdigit() else key)
+
+
+def label_text(pairs: Mapping[str, str]) -> str:
+    """Labels as they stand between the braces."""
+    return ",".join(f'{name}="{value.translate(_ESCAPES)}"' for name, value in pairs.items())
+
+
+def help_text(text: str, *, openmetrics: bool) -> str:
+    """A help text in one line."""
+    text = text.replace("\\", r"\\").replace("\n", r"\n")
+    return text.replace('"', r"\"") if openmetrics else text
+
+
+class ValueLine:
+    """How a series of one value is written."""
+
+    __slots__ = ("_start", "pairs")
+
+    def __init__(self, name: str, pairs: Mapping[str, str]) -> None:
+        self.pairs = pairs
+        inner = label_text(pairs)
+        self._start = f"{name}{{{inner}}} " if inner else f"{name} "
+
+    def write(self, values: Sequence[float]) -> str:
+        """The line."""
+        return f"{self._start}{values[0]!r}\n"
+
+
+class HistogramLines:
+    """How a histogram's series is written: its buckets, added up, its count and its sum."""
+
+    __slots__ = ("_buckets", "_count", "_plain", "_signed", "_sum", "ends", "pairs")
+
+    def __init__(self, name: str, pairs: Mapping[str, str], bounds: Iterable[float]) -> None:
+        self.pairs = pairs
+        bounds = tuple(bounds)
+        # OpenMetrics 1.0, Histogram: with negative buckets the sum is no counter and must not stand there,
+        # and without a sum there is no count; both can be had from the text format.
+        self._signed = bool(bounds) and bounds[0] < 0
+        inner = label_text(pairs).replace("%", "%%")
+        comma = "," if inner else ""
+        self.ends = [*map(floatToGoString, bounds), "+Inf"]
+        lines = [f'{name}_bucket{{{inner}{comma}le="{end}"}} %d' for end in self.ends]
+        braces = f"{{{inner}}}" if inner else ""
+        self._count = f"{name}_count{braces} %d\n"
+        self._sum = f"{name}_sum{braces} %r\n"
+        self._plain = "".join(f"{line}\n" for line in lines) + self._count + self._sum
+        self._buckets = lines
+
+    def write(self, values: Sequence[float]) -> str:
+        """The lines, without exemplars."""
+        added = self.added(values)
+        return self._plain % (*added, added[-1], values[-1])
+
+    @staticmethod
+    def added(values: Sequence[float]) -> list[float]:
+        """The counts as the page has them: each bucket holds those below it too."""
+        return [*accumulate(values[:-1])]
+
+    def differs_in_openmetrics(self, exemplars: object) -> bool:
+        """Whether OpenMetrics has other lines than the text format."""
+        return self._signed or exemplars is not None
+
+    def write_openmetrics(self, values: Sequence[float], exemplars: Sequence[Exemplar | None]) -> str:
+        """The lines with exemplars, and without the sum where OpenMetrics forbids it."""
+        added = self.added(values)
+        padded = [*exemplars, *[None] * (len(added) - len(exemplars))]
+        lines = [
+            f"{line % count}{_exemplar_text(exemplar)}\n"
+            for line, count, exemplar in zip(self._buckets, added, padded, strict=True)
+        ]
+        if not self._signed:
+            lines.append(self._count % added[-1])
+            lines.append(self._sum % values[-1])
+        return "".join(lines)
+
+
+def exemplar_labels(exemplar: Exemplar) -> dict[str, str]:
+    """The labels of an exemplar: none where it was recorded outside of a span."""
+    if not exemplar.trace_id:
+        return {}
+    return {"trace_id": f"{exemplar.trace_id:032x}", "span_id": f"{exemplar.span_id:016x}"}
+
+
+def _exemplar_text(exemplar: Exemplar | None) -> str:
+    if exemplar is None:
+        return ""
+    return f" # {{{label_text(exemplar_labels(exemplar))}}} {exemplar.value!r} {exemplar.time_s:.3f}"
