@@ -29,8 +29,8 @@ class Readable(Protocol):
     def read(self) -> list[float]: ...
 
 
-class Observed:
-    """A value that a callback has said."""
+class Fact:
+    """A value that does not change."""
 
     __slots__ = ("_value",)
 
@@ -40,6 +40,12 @@ class Observed:
     def read(self) -> list[float]:
         """The value."""
         return [self._value]
+
+
+class Observed(Fact):
+    """A value that a callback has said, good for one page."""
+
+    __slots__ = ()
 
 
 class Family:
@@ -53,7 +59,7 @@ class Family:
         self.unit = page_unit(unit) if self.name.endswith(f"_{page_unit(unit)}") else ""
         self.help = description
         self.reserved = "le" if self.type == "histogram" else None
-        self.written: dict[str, _Written] = {}
+        self.written: dict[str, Written] = {}
 
     @property
     def sample(self) -> str:
@@ -78,27 +84,30 @@ class Family:
         for written in self.written.values():
             written.series.clear()
 
-    def put(self, key: str, series: Readable, attributes: Mapping[str, Any], bounds: Sequence[float]) -> bool:
-        """Add a series under its labels' text; False if its buckets are not those the labels have already."""
+    def put(
+        self, key: str, series: Readable, attributes: Mapping[str, Any], bounds: Sequence[float]
+    ) -> Written | None:
+        """Add a series under its labels' text; None if its buckets are not those the labels have already."""
         written = self.written.get(key)
         if written is None:
             pairs = labels(attributes, reserved=self.reserved)
             lines = HistogramLines(self.name, pairs, bounds) if self.reserved else ValueLine(self.sample, pairs)
-            written = self.written[key] = _Written(lines, bounds)
+            written = self.written[key] = Written(lines, bounds)
         elif written.bounds != bounds:
             if written.series:
-                return False
+                return None
             del self.written[key]
             return self.put(key, series, attributes, bounds)
         written.series.append(series)
-        return True
+        return written
 
-    def drop_empty(self) -> None:
-        """Let go of the labels that no series has any more."""
+    def drop_empty(self) -> bool:
+        """Let go of the labels that no series has any more; False if there are none left."""
         for key in [key for key, written in self.written.items() if not written.series]:
             del self.written[key]
+        return bool(self.written)
 
-    def write(self, *, openmetrics: bool) -> list[str]:
+    def write(self, *, openmetrics: bool) -> list[bytes]:
         """The lines of every series, made again only where a number has changed."""
         additive = self.type in ("counter", "histogram")
         return [written.write(additive=additive, openmetrics=openmetrics) for written in self._in_order()]
@@ -119,14 +128,14 @@ class Family:
                 metric.add_sample(self.sample, pairs, values[0])
         return metric
 
-    def _in_order(self) -> list[_Written]:
+    def _in_order(self) -> list[Written]:
         if self.type != "stateset":
             return list(self.written.values())
         # OpenMetrics wants the states of one thing to follow one another.
         return sorted(self.written.values(), key=lambda w: [v for k, v in w.lines.pairs.items() if k != self.name])
 
 
-class _Written:
+class Written:
     """One set of labels in a family: the series that have it, and the text they had last time."""
 
     __slots__ = ("_text", "_values", "bounds", "lines", "series")
@@ -136,7 +145,11 @@ class _Written:
         self.bounds = bounds
         self.series: list[Any] = []
         self._values: list[float] = []
-        self._text = ""
+        self._text = b""
+
+    def unsay(self) -> None:
+        """Let go of what callbacks have said."""
+        self.series = [each for each in self.series if not isinstance(each, Observed)]
 
     def read(self, *, additive: bool) -> list[float]:
         """The numbers as of now: of several series with the same labels the sum, or the latest."""
@@ -148,16 +161,16 @@ class _Written:
             return [math.fsum(cells) for cells in zip(*every, strict=True)]
         return max(every, key=lambda cells: cells[1] if len(cells) > 1 else math.inf)
 
-    def write(self, *, additive: bool, openmetrics: bool) -> str:
+    def write(self, *, additive: bool, openmetrics: bool) -> bytes:
         """The lines as of now."""
         values = self.read(additive=additive)
         if values != self._values:
-            self._text = self.lines.write(values)
+            self._text = self.lines.write(values).encode("utf-8", "replace")
             self._values = values
         if openmetrics and isinstance(self.lines, HistogramLines):
             exemplars = self.exemplars()
             if self.lines.differs_in_openmetrics(exemplars):
-                return self.lines.write_openmetrics(values, exemplars or ())
+                return self.lines.write_openmetrics(values, exemplars or ()).encode("utf-8", "replace")
         return self._text
 
     def exemplars(self) -> list[Exemplar | None] | None:

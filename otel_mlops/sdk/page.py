@@ -14,11 +14,12 @@ from prometheus_client import CollectorRegistry, Metric, generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
 from otel_mlops.metrics import PAGE_DURATION, PAGE_SERIES
-from otel_mlops.sdk.families import Family, Observed, Readable
+from otel_mlops.sdk.families import Fact, Family, Observed, Readable, Written
 from otel_mlops.sdk.text import OPENMETRICS, choose_format, label_text, labels
 
 if TYPE_CHECKING:
     from otel_mlops.sdk.provider import MeterProvider
+    from otel_mlops.sdk.stream import Stream
 
 _logger = logging.getLogger(__name__)
 
@@ -53,6 +54,8 @@ class PageReader(PrometheusMetricReader):
         self._lock = RLock()
         self._families: dict[str, Family] = {}
         self._owners: dict[str, Family] = {}
+        self._versions: list[int] = []
+        self._said: list[Written] = []
 
     def after_fork(self) -> None:
         """Begin anew in a forked child: a rendering in the parent may have held the lock."""
@@ -63,7 +66,7 @@ class PageReader(PrometheusMetricReader):
         content_type = choose_format(accept)
         openmetrics = content_type == OPENMETRICS
         started = time.perf_counter()
-        parts: list[str] = []
+        parts: list[bytes] = []
         count = 0
         with self._lock:
             for family in self._refresh():
@@ -72,13 +75,13 @@ class PageReader(PrometheusMetricReader):
                 except Exception as error:
                     self._tell(f"{family.name} could not be rendered and is left out: {error!r}")
                     continue
-                parts.append(family.head(openmetrics=openmetrics))
+                parts.append(family.head(openmetrics=openmetrics).encode("utf-8", "replace"))
                 parts += lines
                 count += len(lines)
-        parts += self._of_others(openmetrics=openmetrics)
+        parts.append(self._of_others(openmetrics=openmetrics))
         if openmetrics:
-            parts.append("# EOF\n")
-        body = "".join(parts).encode("utf-8", "replace")
+            parts.append(b"# EOF\n")
+        body = b"".join(parts)
         if self._provider is not None:
             self._provider.instrument(PAGE_SERIES).set(count)
             self._provider.instrument(PAGE_DURATION).record(time.perf_counter() - started)
@@ -108,22 +111,31 @@ class PageReader(PrometheusMetricReader):
         provider = self._provider
         if provider is None:
             return []
+        streams = provider.streams()
+        versions = [stream.version for stream in streams]
+        if versions != self._versions:
+            # Only when a series came or went: else each keeps its place, and its text, from last time.
+            self._versions = versions
+            self._arrange(streams)
+        for written in self._said:
+            written.unsay()
+        self._said = []
+        self._put_observed(provider)
+        return [family for family in self._families.values() if family.drop_empty()]
+
+    def _arrange(self, streams: list[Stream]) -> None:
         for family in self._families.values():
             family.empty()
-        for stream in provider.streams():
+        self._put_target()
+        for stream in streams:
             living = stream.living()
             if living and (family := self._family_of(stream)):
                 for series in living:
                     if series.rendered is None:
                         series.rendered = label_text(labels(series.attributes, reserved=family.reserved))
                     self._put(family, series.rendered, series, series.attributes, stream.bounds)
-        self._put_target(provider)
-        self._put_observed(provider)
-        for family in self._families.values():
-            family.drop_empty()
-        return [family for family in self._families.values() if family.written]
 
-    def _family_of(self, stream: Any) -> Family | None:
+    def _family_of(self, stream: Stream) -> Family | None:
         if stream.page is None:
             kind = stream.row.kind if stream.row is not None else stream.kind
             stream.page = self._family(stream.name, kind, stream.unit, stream.description) or False
@@ -149,13 +161,16 @@ class PageReader(PrometheusMetricReader):
     def _put(
         self, family: Family, key: str, series: Readable, attributes: Mapping[str, Any], bounds: Sequence[float] = ()
     ) -> None:
-        if not family.put(key, series, attributes, bounds):
+        written = family.put(key, series, attributes, bounds)
+        if written is None:
             self._tell(f"{family.name}{{{key}}} is left out where its bucket bounds differ from the first ones")
+        elif isinstance(series, Observed):
+            self._said.append(written)
 
-    def _put_target(self, provider: MeterProvider) -> None:
-        if family := self._family("target", "info", "", "The resource that these metrics describe."):
-            attributes = provider.resource.attributes
-            self._put(family, "", Observed(1.0), attributes)
+    def _put_target(self) -> None:
+        family = self._family("target", "info", "", "The resource that these metrics describe.")
+        if family is not None and self._provider is not None:
+            family.put("", Fact(1.0), self._provider.resource.attributes, ())
 
     def _put_observed(self, provider: MeterProvider) -> None:
         try:
@@ -172,17 +187,16 @@ class PageReader(PrometheusMetricReader):
                         key = label_text(labels(point.attributes or {}))
                         self._put(family, key, Observed(float(point.value)), point.attributes or {})  # type: ignore[arg-type, union-attr]
 
-    def _of_others(self, *, openmetrics: bool) -> list[str]:
+    def _of_others(self, *, openmetrics: bool) -> bytes:
         """What else is registered in the shared registry, less the names that are on the page already."""
         if self._shared is None:
-            return []
+            return b""
         others = _Others(self._shared, self._entry, set(self._owners), self._tell)
         try:
-            text = (generate_openmetrics if openmetrics else generate_latest)(others).decode()
+            return (generate_openmetrics if openmetrics else generate_latest)(others).removesuffix(b"# EOF\n")
         except Exception as error:
             self._tell(f"the shared registry could not be rendered and is left out: {error!r}")
-            return []
-        return [text.removesuffix("# EOF\n")]
+            return b""
 
     def _tell(self, message: str) -> None:
         """Say a thing once: a page is made every few seconds."""

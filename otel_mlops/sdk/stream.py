@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from threading import RLock
@@ -58,7 +57,8 @@ class Stream:
     bounds_array: Any = None
     sampling: Any = None
     page: Any = None
-    start_ns: int = field(default_factory=time.time_ns)
+    version: int = 0
+    """Grows when a series comes or goes, so that whoever has arranged them knows whether to look again."""
     _number: int = -1
     _overflow: Series | None = None
     _told: set[str] = field(default_factory=set)
@@ -97,7 +97,8 @@ class Stream:
         return len(self.series) >= self.limit
 
     def keep(self, series: Series) -> None:
-        """List a series again that is recorded into after it was forgotten."""
+        """Know that a series was born; list it again if it had been forgotten."""
+        self.version += 1
         if series is not self._overflow:
             self.series.setdefault(_hash_attributes(series.attributes), series)
 
@@ -122,6 +123,7 @@ class Stream:
                 if series.place is not None:
                     self.ledger.forget(series.place)
                 series.unbear()
+            self.version += bool(gone)
             return len(gone)
 
     def number(self) -> int:
@@ -137,7 +139,7 @@ class Stream:
         self.lock = RLock()
         self._number = -1
         self._told = set()
-        self.start_ns = time.time_ns()
+        self.version += 1
         for series in [*self.series.values(), *([self._overflow] if self._overflow else [])]:
             series.unbear()
 

@@ -1,0 +1,452 @@
+"""Every metric as a row: a constant that code, docs, rules and tests share; nothing is recorded here."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import chain, pairwise
+from typing import Literal, get_args
+
+Kind = Literal["counter", "updown", "histogram", "gauge", "info", "stateset"]
+"""What a metric is on the page. `info` and `stateset` are gauges to OpenTelemetry."""
+
+Across = Literal["sum", "living", "latest", "min", "worst", "once", "worker"]
+"""How workers combine: `sum` keeps the dead, `living` adds up the living, `once` is a fact of the host."""
+
+_ACROSS_OF_KIND: Mapping[Kind, tuple[Across, ...]] = {
+    "counter": ("sum", "once", "worker"),
+    "updown": ("living", "sum", "once", "worker"),
+    "histogram": ("sum", "once", "worker"),
+    "gauge": ("latest", "min", "living", "once", "worker"),
+    "info": ("latest", "once", "worker"),
+    "stateset": ("worst", "latest", "once"),
+}
+
+_OTEL_NAME = re.compile(r"[a-zA-Z][-_./a-zA-Z0-9]{0,254}")
+_RESERVED_LABELS = frozenset({"le", "quantile", "job", "instance"})
+
+# The stock Prometheus exporter's tables, copied because importing it costs as much as the whole SDK;
+# a test holds `page_unit` and `page_name` against it.
+_UNITS = {
+    "d": "days", "h": "hours", "min": "minutes", "s": "seconds",
+    "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds",
+    "By": "bytes", "KiBy": "kibibytes", "MiBy": "mebibytes", "GiBy": "gibibytes", "TiBy": "tibibytes",
+    "KBy": "kilobytes", "MBy": "megabytes", "GBy": "gigabytes", "TBy": "terabytes",
+    "m": "meters", "V": "volts", "A": "amperes", "J": "joules", "W": "watts", "g": "grams",
+    "Cel": "celsius", "Hz": "hertz", "1": "", "%": "percent",
+}  # fmt: skip
+_PER = {"s": "second", "m": "minute", "h": "hour", "d": "day", "w": "week", "mo": "month", "y": "year"}
+
+
+def _sanitize(text: str) -> str:
+    return re.sub(r"[^a-zA-Z0-9:]+", "_", text)
+
+
+def page_unit(unit: str) -> str:
+    """Return a UCUM unit as the page writes it: `s` is `seconds`, `{request}` and `1` are nothing.
+
+    Source: `map_unit` of opentelemetry-exporter-prometheus.
+    """
+    unit = re.sub(r"{.*}", "", unit)
+    if unit in _UNITS:
+        return _UNITS[unit]
+    numerator, _, denominator = unit.partition("/")
+    if denominator:
+        top, bottom = _sanitize(numerator), _sanitize(denominator)
+        top, bottom = _UNITS.get(top, top), _PER.get(bottom, bottom)
+        return f"{top}_per_{bottom}" if top else f"per_{bottom}"
+    return _sanitize(unit).strip("_")
+
+
+def page_family(name: str, kind: Kind, unit: str) -> str:
+    """Return the OpenMetrics family of an instrument: its name on the page without `_total` and `_info`.
+
+    Source: `sanitize_full_name` of opentelemetry-exporter-prometheus and `metrics_core` of prometheus_client.
+    """
+    family = _sanitize("_" + name[1:] if name[:1].isdigit() else name)
+    if kind == "counter":
+        family = family.removesuffix("_total")
+    suffix = page_unit(unit)
+    if suffix and not family.endswith("_" + suffix):
+        family += "_" + suffix
+    return family.removesuffix("_info") if kind == "info" else family
+
+
+def page_name(name: str, kind: Kind, unit: str) -> str:
+    """Return an instrument's name on the page: `gpu.memory.used` in `By` is `gpu_memory_used_bytes`."""
+    suffix = {"counter": "_total", "info": "_info"}.get(kind, "")
+    return page_family(name, kind, unit) + suffix
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric: what it is called, what it means, and how workers combine.
+
+    Units:   `unit` is UCUM (`s`, `By`, `1`, `{request}`); the name carries none.
+    Errors:  ValueError or TypeError that names the metric, the field and what was expected.
+    """
+
+    name: str
+    kind: Kind
+    unit: str
+    help: str
+    attributes: tuple[str, ...] = ()
+    across: Across = "sum"
+    buckets: tuple[float, ...] = ()
+    """The upper bounds of a histogram's buckets, without the last, which is infinity."""
+    signed: bool = False
+    """Negative values count too: OpenTelemetry's histogram drops them."""
+    values: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
+    """The closed list of an attribute's values, where it is closed; a state set's states, worst first."""
+    optional_attributes: tuple[str, ...] = ()
+    """Attributes that a series may do without: `model_name` is there when a `Model` object records."""
+    open_attributes: bool = False
+    """The caller chooses the attributes (`system_info`); `attributes` are the customary ones."""
+    note: str = ""
+    """Why it is as it is, or how to use it; printed in the reference."""
+
+    @property
+    def page_name(self) -> str:
+        """The name on the page, with the unit and `_total` or `_info`."""
+        return page_name(self.name, self.kind, self.unit)
+
+    @property
+    def family(self) -> str:
+        """The name of the OpenMetrics family: the page's name without `_total` and `_info`."""
+        return page_family(self.name, self.kind, self.unit)
+
+    @property
+    def states(self) -> tuple[str, ...]:
+        """The states of a state set, the worst first; empty for every other kind."""
+        return self.values[self.page_name] if self.kind == "stateset" else ()
+
+    def __post_init__(self) -> None:
+        """Refuse a row that could not be put on the page as it is meant."""
+        if not _OTEL_NAME.fullmatch(self.name):
+            raise ValueError(f"metric {self.name!r}: name must be an OpenTelemetry name, a letter first")
+        if self.kind not in _ACROSS_OF_KIND:
+            raise self._error("kind", self.kind, f"one of {', '.join(get_args(Kind))}")
+        if self.across not in _ACROSS_OF_KIND[self.kind]:
+            allowed = ", ".join(_ACROSS_OF_KIND[self.kind])
+            raise self._error("across", self.across, f"one of {allowed} for kind {self.kind}")
+        if not self.unit.isascii() or len(self.unit) > 63:
+            raise self._error("unit", self.unit, "UCUM in at most 63 ASCII characters")
+        if self.unit and self.kind in ("info", "stateset"):
+            raise self._error("unit", self.unit, f"'' for kind {self.kind}")
+        self._check_attributes()
+        self._check_buckets()
+        if self.kind == "info" and not self.name.endswith((".info", "_info")):
+            raise self._error("name", self.name, "a name that ends in .info")
+        if self.kind == "stateset" and not self.values.get(self.page_name):
+            raise self._error("values", dict(self.values), f"the states, under {self.page_name!r}")
+
+    def _check_attributes(self) -> None:
+        for title in ("attributes", "optional_attributes"):
+            if not isinstance(getattr(self, title), tuple):
+                raise TypeError(f"metric {self.name!r}: {title} must be a tuple of names")
+        labels = self.attributes + self.optional_attributes
+        if len(set(labels)) < len(labels):
+            raise self._error("attributes", labels, "each name once")
+        if reserved := _RESERVED_LABELS.intersection(labels):
+            raise self._error("attributes", labels, f"none of the reserved {', '.join(sorted(reserved))}")
+        if unknown := set(self.values) - set(labels):
+            raise self._error("values", sorted(unknown), f"keys among the attributes {labels}")
+
+    def _check_buckets(self) -> None:
+        if (self.kind == "histogram") != bool(self.buckets):
+            raise self._error("buckets", self.buckets, "bounds for a histogram, none for any other kind")
+        if self.signed and self.kind != "histogram":
+            raise self._error("signed", True, f"False for kind {self.kind}")
+        # An int bound would be le="1" on the page where the others are le="1.0".
+        if not all(type(bound) is float and math.isfinite(bound) for bound in self.buckets):
+            raise self._error("buckets", self.buckets, "finite floats")
+        if any(low >= high for low, high in pairwise(self.buckets)):
+            raise self._error("buckets", self.buckets, "ascending bounds")
+        if self.buckets and self.buckets[0] < 0 and not self.signed:
+            raise self._error("buckets", self.buckets, "bounds >= 0 unless signed")
+
+    def _error(self, title: str, value: object, expected: str) -> ValueError:
+        return ValueError(f"metric {self.name!r}: {title} is {value!r}, expected {expected}")
+
+
+# --- What several rows share ------------------------------------------------------------------------------
+# fmt: off
+
+METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY", "_OTHER")
+"""The methods of RFC 9110, PATCH and QUERY, and what stands for all others."""
+
+PREDICTION_TYPES = ("single", "batch")
+MODEL_STATES = ("error", "unavailable", "loading", "ready")
+"""The worst first: the state of a group is the worst of its workers'."""
+
+TASK_RESULTS = ("success", "error", "missed")
+
+_METHOD = {"method": METHODS}
+_TYPE = {"prediction_type": PREDICTION_TYPES}
+_MODEL = ("model_name",)
+_GPU = ("gpu_id", "gpu_name")
+
+# The bounds of http.server.request.duration in OpenTelemetry's semantic conventions.
+_REQUEST_S = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+_PREDICTION_S = (
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+)
+_DATABASE_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_LOAD_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+_TASK_S = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
+_PAGE_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+_SIZE_BYTES = tuple(float(4**power) for power in range(4, 15))
+_BATCH_ROWS = tuple(float(2**power) for power in range(13))
+_VALUES = (
+    -1000.0, -100.0, -10.0, -1.0, -0.1,
+    0.0, 0.1, 0.25, 0.5, 0.75, 1.0, 2.0, 3.0, 5.0, 10.0, 100.0, 1000.0,
+)
+
+# --- Requests ---------------------------------------------------------------------------------------------
+
+API_REQUESTS = Metric(
+    "api.requests", "counter", "{request}", "HTTP requests answered.",
+    ("method", "endpoint", "status_code"), values=_METHOD,
+    note="`endpoint` is the route's template, `unmatched` where no route matched: never a raw path.",
+)
+API_REQUEST_DURATION = Metric(
+    "api.request.duration", "histogram", "s", "Time from a request's arrival to the end of its response.",
+    ("method", "endpoint"), buckets=_REQUEST_S, values=_METHOD,
+)
+API_REQUESTS_IN_PROGRESS = Metric(
+    "api.requests.in.progress", "updown", "{request}", "HTTP requests being answered now.",
+    ("method",), "living", values=_METHOD,
+    note="No `endpoint`: the route is not known yet when a request arrives.",
+)
+API_REQUEST_SIZE = Metric(
+    "api.request.size", "histogram", "By", "Size of request bodies as received.",
+    ("method", "endpoint"), buckets=_SIZE_BYTES, values=_METHOD,
+)
+API_RESPONSE_SIZE = Metric(
+    "api.response.size", "histogram", "By", "Size of response bodies as sent.",
+    ("method", "endpoint"), buckets=_SIZE_BYTES, values=_METHOD,
+)
+ERRORS = Metric(
+    "errors", "counter", "{error}", "Errors by the exception's class and the endpoint they met.",
+    ("error_type", "endpoint"),
+    note="An unhandled exception counts once, at its route; a response of 500 and above that the application "
+    "made itself counts as `HTTPException` or its class; 4xx are no errors.",
+)
+ACTIVE_CONNECTIONS = Metric(
+    "active.connections.count", "updown", "{connection}", "HTTP exchanges in progress and open websockets.",
+    (), "living",
+)
+API_HEALTH_STATUS = Metric(
+    "api.health.status", "gauge", "", "Health of a component: 1 healthy, 0 not.", ("component",), "min",
+    note="The least of the living workers' values: one worker without its database is a fault.",
+)
+
+# --- Predictions ------------------------------------------------------------------------------------------
+
+PREDICTIONS = Metric(
+    "predictions", "counter", "{prediction}", "Rows predicted: a batch of 32 adds 32.",
+    ("model_version", "prediction_type"), values=_TYPE, optional_attributes=_MODEL,
+)
+PREDICTION_DURATION = Metric(
+    "prediction.duration", "histogram", "s", "Time of one prediction call, of a row or of a batch.",
+    ("model_version", "prediction_type"), buckets=_PREDICTION_S, values=_TYPE, optional_attributes=_MODEL,
+)
+PREDICTION_VALUES = Metric(
+    "prediction.values", "histogram", "", "Values that the model predicted.",
+    ("model_version",), buckets=_VALUES, signed=True, optional_attributes=_MODEL,
+    note="Negative values count too, so its sum is no counter: `rate()` of the sum means nothing.",
+)
+PREDICTIONS_IN_PROGRESS = Metric(
+    "predictions.in.progress", "updown", "{prediction}", "Prediction calls running now.",
+    ("model_version",), "living", optional_attributes=_MODEL,
+)
+PREDICTION_ERRORS = Metric(
+    "prediction.errors", "counter", "{error}", "Prediction calls that raised, by the exception's class.",
+    ("model_version", "error_type"), optional_attributes=_MODEL,
+)
+PREDICTION_BATCH_SIZE = Metric(
+    "prediction.batch.size", "histogram", "{row}", "Rows in a prediction call that was given a batch.",
+    ("model_version",), buckets=_BATCH_ROWS, optional_attributes=_MODEL,
+)
+PREDICTION_LATENCY_P95 = Metric(
+    "prediction.latency.p95", "gauge", "s", "95th percentile of the prediction's duration.",
+    ("model_version",), "latest", optional_attributes=_MODEL,
+)
+PREDICTION_LATENCY_P99 = Metric(
+    "prediction.latency.p99", "gauge", "s", "99th percentile of the prediction's duration.",
+    ("model_version",), "latest", optional_attributes=_MODEL,
+)
+DAILY_PREDICTIONS = Metric(
+    "daily.predictions", "counter", "{prediction}", "Rows predicted since midnight UTC.",
+    ("model_version",), optional_attributes=_MODEL,
+    note="Begins again at midnight UTC, so its value is today's count. `increase()` reads the drop as a "
+    "reset, exact when the first scrape after midnight is lower than the last before it.",
+)
+
+# --- Models -----------------------------------------------------------------------------------------------
+
+MODEL_INFO = Metric(
+    "model.info", "info", "", "What a model is; always 1.",
+    ("model_name", "model_version", "stage", "type", "features"), "latest",
+    note="`features` is the number of them.",
+)
+MODEL_LOAD_DURATION = Metric(
+    "model.load.duration", "histogram", "s", "Time to load a model.",
+    ("model_version",), buckets=_LOAD_S, optional_attributes=_MODEL,
+)
+MODEL_STATUS = Metric(
+    "model.status", "stateset", "", "State of a model: 1 for the state it is in, 0 for the others.",
+    ("model_version", "model_status"), "worst", values={"model_status": MODEL_STATES},
+    optional_attributes=_MODEL,
+    note="The worst of the living workers' states; from the worst: error, unavailable, loading, ready.",
+)
+MODEL_ACCURACY = Metric(
+    "model.accuracy.score", "gauge", "", "Share of right predictions on a dataset, 0 to 1.",
+    ("model_version", "dataset"), "latest", optional_attributes=_MODEL,
+)
+MODEL_RMSE = Metric(
+    "model.rmse.score", "gauge", "", "Root of the mean squared error on a dataset, in the target's unit.",
+    ("model_version", "dataset"), "latest", optional_attributes=_MODEL,
+)
+MODEL_MAE = Metric(
+    "model.mae.score", "gauge", "", "Mean absolute error on a dataset, in the target's unit.",
+    ("model_version", "dataset"), "latest", optional_attributes=_MODEL,
+)
+MODEL_R2 = Metric(
+    "model.r2.score", "gauge", "", "Coefficient of determination on a dataset: 1 perfect, 0 the mean's.",
+    ("model_version", "dataset"), "latest", optional_attributes=_MODEL,
+)
+MODEL_DRIFT_SCORE = Metric(
+    "model.drift.score", "gauge", "", "How far a feature has drifted from its reference; 0 is not at all.",
+    ("model_version", "feature"), "latest", optional_attributes=_MODEL,
+)
+
+# --- Database ---------------------------------------------------------------------------------------------
+
+DATABASE_OPERATIONS = Metric(
+    "database.operations", "counter", "{operation}", "Database operations, failed ones included.",
+    ("operation", "table"),
+)
+DATABASE_OPERATION_DURATION = Metric(
+    "database.operation.duration", "histogram", "s", "Time of one database operation.",
+    ("operation", "table"), buckets=_DATABASE_S,
+)
+
+# --- System -----------------------------------------------------------------------------------------------
+
+SYSTEM_CPU_USAGE = Metric(
+    "system.cpu.usage", "gauge", "%", "Share of CPU time in use since the last reading, 0 to 100.",
+    (), "once",
+)
+SYSTEM_MEMORY_USAGE = Metric(
+    "system.memory.usage", "gauge", "By", "Memory in use: what is not available to a new process.",
+    (), "once",
+)
+SYSTEM_MEMORY_TOTAL = Metric("system.memory.total", "gauge", "By", "Memory of the machine.", (), "once")
+SYSTEM_DISK_USAGE = Metric(
+    "system.disk.usage", "gauge", "By", "Disk space in use on a mounted file system.",
+    ("mount_point",), "once",
+)
+SYSTEM_DISK_TOTAL = Metric(
+    "system.disk.total", "gauge", "By", "Disk space of a mounted file system.", ("mount_point",), "once"
+)
+HARDWARE_TEMPERATURE = Metric(
+    "hardware.temperature", "gauge", "Cel", "Temperature of a component of the machine.",
+    ("component",), "once",
+)
+SYSTEM_INFO = Metric(
+    "system.info", "info", "", "What is deployed, as the service told; always 1.",
+    ("environment", "version", "deployment_date"), "latest", open_attributes=True,
+)
+
+# --- GPU --------------------------------------------------------------------------------------------------
+
+GPU_UTILIZATION = Metric(
+    "gpu.utilization", "gauge", "%", "Share of the last sample period in which a kernel ran, 0 to 100.",
+    _GPU, "once",
+)
+GPU_MEMORY_USED = Metric("gpu.memory.used", "gauge", "By", "GPU memory in use.", _GPU, "once")
+GPU_MEMORY_TOTAL = Metric("gpu.memory.total", "gauge", "By", "GPU memory of the device.", _GPU, "once")
+GPU_TEMPERATURE = Metric("gpu.temperature", "gauge", "Cel", "Temperature of the GPU.", _GPU, "once")
+GPU_POWER_USAGE = Metric("gpu.power.usage", "gauge", "W", "Power that the GPU draws.", _GPU, "once")
+
+# --- Tasks ------------------------------------------------------------------------------------------------
+
+SCHEDULED_TASK_RUNS = Metric(
+    "scheduled.task.runs", "counter", "{run}", "Runs of a scheduled task by how they ended.",
+    ("task", "result"), values={"result": TASK_RESULTS},
+    note="`missed` is a run that was due and did not begin in time.",
+)
+SCHEDULED_TASK_DURATION = Metric(
+    "scheduled.task.duration", "histogram", "s", "Time of one run of a scheduled task.",
+    ("task",), buckets=_TASK_S,
+)
+
+# --- About ourselves --------------------------------------------------------------------------------------
+
+SOURCE_UP = Metric(
+    "otel_mlops.source.up", "gauge", "", "Whether the last reading of a source succeeded: 1 yes, 0 no.",
+    ("source",), "once",
+)
+SOURCE_DURATION = Metric(
+    "otel_mlops.source.duration", "gauge", "s", "Time of the last reading of a source.", ("source",), "once"
+)
+SOURCE_AGE = Metric(
+    "otel_mlops.source.age", "gauge", "s", "Age of the last good reading of a source.", ("source",), "once",
+    note="A driver that hangs makes this grow: alert on it, the last values stay on the page.",
+)
+PAGE_DURATION = Metric(
+    "otel_mlops.page.duration", "histogram", "s", "Time to make this page for one scrape.", buckets=_PAGE_S
+)
+PAGE_SERIES = Metric("otel_mlops.page.series", "gauge", "{series}", "Series on this page.", (), "once")
+OVERFLOW = Metric(
+    "otel_mlops.overflow", "counter", "{record}", "Records that went to a metric's overflow series.",
+    ("metric",), note="A metric reached its cap of series: some attribute takes too many values.",
+)
+DROPPED = Metric(
+    "otel_mlops.dropped", "counter", "{record}", "Records that were dropped, by the reason.",
+    ("reason",), values={"reason": ("type", "not_finite", "negative")},
+    note="`type` is a value that is no number; `negative` one for a metric that only grows.",
+)
+EXPORT_FAILURES = Metric(
+    "otel_mlops.export.failures", "counter", "{export}", "Exports over OTLP that failed.",
+    ("signal",), values={"signal": ("metrics", "traces")},
+)
+BUILD_INFO = Metric(
+    "otel_mlops.build.info", "info", "", "Versions of otel_mlops and of what it runs on; always 1.",
+    ("version", "python_version", "opentelemetry_version"), "latest",
+)
+
+DOMAINS: Mapping[str, tuple[Metric, ...]] = {
+    "Requests": (
+        API_REQUESTS, API_REQUEST_DURATION, API_REQUESTS_IN_PROGRESS, API_REQUEST_SIZE, API_RESPONSE_SIZE,
+        ERRORS, ACTIVE_CONNECTIONS, API_HEALTH_STATUS,
+    ),
+    "Predictions": (
+        PREDICTIONS, PREDICTION_DURATION, PREDICTION_VALUES, PREDICTIONS_IN_PROGRESS, PREDICTION_ERRORS,
+        PREDICTION_BATCH_SIZE, PREDICTION_LATENCY_P95, PREDICTION_LATENCY_P99, DAILY_PREDICTIONS,
+    ),
+    "Models": (
+        MODEL_INFO, MODEL_LOAD_DURATION, MODEL_STATUS, MODEL_ACCURACY, MODEL_RMSE, MODEL_MAE, MODEL_R2,
+        MODEL_DRIFT_SCORE,
+    ),
+    "Database": (DATABASE_OPERATIONS, DATABASE_OPERATION_DURATION),
+    "System": (
+        SYSTEM_CPU_USAGE, SYSTEM_MEMORY_USAGE, SYSTEM_MEMORY_TOTAL, SYSTEM_DISK_USAGE, SYSTEM_DISK_TOTAL,
+        HARDWARE_TEMPERATURE, SYSTEM_INFO,
+    ),
+    "GPU": (GPU_UTILIZATION, GPU_MEMORY_USED, GPU_MEMORY_TOTAL, GPU_TEMPERATURE, GPU_POWER_USAGE),
+    "Tasks": (SCHEDULED_TASK_RUNS, SCHEDULED_TASK_DURATION),
+    "About ourselves": (
+        SOURCE_UP, SOURCE_DURATION, SOURCE_AGE, PAGE_DURATION, PAGE_SERIES, OVERFLOW, DROPPED,
+        EXPORT_FAILURES, BUILD_INFO,
+    ),
+}
+"""Every row by domain, in the order of the reference."""
+
+# fmt: on
+
+CATALOGUE: tuple[Metric, ...] = tuple(chain.from_iterable(DOMAINS.values()))
+"""Every row."""
