@@ -7,6 +7,7 @@ Every private name of the SDK that the provider needs stands in this file, in `p
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from opentelemetry.metrics import CallbackOptions, NoOpMeter
+from opentelemetry.metrics import _internal as _api
 from opentelemetry.sdk import metrics as sdk
 from opentelemetry.sdk.metrics._internal.instrument import _Counter, _Gauge, _Histogram, _UpDownCounter
 from opentelemetry.sdk.metrics._internal.measurement_consumer import SynchronousMeasurementConsumer
@@ -270,6 +272,7 @@ class MeterProvider(sdk.MeterProvider):
         *,
         ledger: Ledger | None = None,
         max_series: int = 2000,
+        disabled: bool = False,
     ) -> None:
         for view in views:
             _check_view(view)
@@ -284,9 +287,10 @@ class MeterProvider(sdk.MeterProvider):
             msg = f"exemplar_filter must be one of {sorted(_FILTERS.values())}, not a {filter_type.__name__}"
             raise ValueError(msg)
         self._exemplar_filter = _FILTERS[filter_type]
+        self._disabled = self._disabled or disabled
         self._consumer = Consumer(self._sdk_config, self.streams)
         self._measurement_consumer = self._consumer
-        self._rows: dict[Metric, Any] = {}
+        self._rows: dict[str, Any] = {}
         self._metric_readers = []
         for reader in metric_readers:
             self.add_metric_reader(reader)
@@ -312,15 +316,24 @@ class MeterProvider(sdk.MeterProvider):
 
     def instrument(self, row: Metric) -> Any:
         """The instrument of a row of the catalogue, the same each time."""
-        found = self._rows.get(row)
+        found = self._rows.get(row.name)
         if found is None:
-            found = self._rows[row] = self.get_meter(SCOPE).instrument(row)
+            found = self._rows[row.name] = self.get_meter(SCOPE).instrument(row)
         return found
 
     @property
     def resource(self) -> Resource:
         """What these metrics describe."""
         return self._sdk_config.resource
+
+    def totals(self, row: Metric) -> list[tuple[Mapping[str, Any], float]]:
+        """The attributes and the value, or the count, of every series of a row."""
+        return [
+            (series.attributes, math.fsum(series.read()[:-1]) if stream.kind == "histogram" else series.read()[0])
+            for stream in self.streams()
+            if stream.row is row
+            for series in stream.living()
+        ]
 
     def streams(self) -> list[Stream]:
         """The streams of all synchronous instruments, in the order they were created."""
@@ -445,6 +458,30 @@ class MeterProvider(sdk.MeterProvider):
             stream.after_fork()
         self._consumer.after_fork()
         _logger.debug("forked: service.instance.id was %s", given)
+
+
+def exemplar_filter(name: str) -> ExemplarFilter:
+    """The stock SDK's exemplar filter of a name, as OTEL_METRICS_EXEMPLAR_FILTER has them."""
+    return {each: filter_ for filter_, each in _FILTERS.items()}[name]()
+
+
+def become_global(provider: MeterProvider) -> None:
+    """Make a provider OpenTelemetry's global one, unless somebody else's is there already."""
+    found = _api._METER_PROVIDER
+    if isinstance(found, MeterProvider) and found._shutdown:
+        # Ours of before, shut down: the API lets nobody replace a provider, and it would serve nobody.
+        _api._METER_PROVIDER = provider
+        _api._PROXY_METER_PROVIDER.on_set_meter_provider(provider)
+    elif found is None:
+        _api.set_meter_provider(provider)
+    elif found is not provider:
+        _logger.warning(
+            "OpenTelemetry's global MeterProvider is set already, to a %s.%s, and stays: metrics that are made "
+            "through the global API go there and are not on our page. Call configure_telemetry() before whoever "
+            "sets it, or set_global=False.",
+            type(found).__module__,
+            type(found).__qualname__,
+        )
 
 
 _PLAIN = View(instrument_name="*")

@@ -1,0 +1,1 @@
+"""Our cost against the peers', measured side by side in one run: `make bench`."""

@@ -1,0 +1,1 @@
+"""The outside world: each module opens one source, and the sampler reads them all."""

@@ -1,0 +1,432 @@
+"""configure_telemetry() and Telemetry: the wiring of everything a service has, and when it starts and ends."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import platform
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry import metrics as otel_metrics
+from opentelemetry import trace
+from opentelemetry.sdk.resources import Resource
+
+from otel_mlops import metrics as rows
+from otel_mlops.daily import Daily
+from otel_mlops.sdk import group
+from otel_mlops.sdk.ledger import Ledger
+from otel_mlops.sdk.provider import MeterProvider, become_global, exemplar_filter
+from otel_mlops.settings import Settings
+from otel_mlops.verbs import Verbs
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from opentelemetry.sdk.metrics.export import MetricReader
+    from opentelemetry.sdk.metrics.view import View
+    from prometheus_client import CollectorRegistry
+
+    from otel_mlops.model import Model
+    from otel_mlops.sdk.page import Page
+    from otel_mlops.sources.sampler import Source
+
+_logger = logging.getLogger(__name__)
+
+EXIT_TIMEOUT_S = 2.0
+"""How long the end of the process waits for what is still to be sent."""
+
+_OBSERVED = (
+    *(row for row in rows.CATALOGUE if row.across == "once" and row.kind == "gauge" and row is not rows.PAGE_SERIES),
+)
+"""The rows that a source reads, and those about the sources themselves."""
+
+
+class Telemetry(Verbs):
+    """What a service says about itself: made by `configure_telemetry`, found again by `get_telemetry`.
+
+    A context manager, plain and async, that shuts down at its end.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        registry: CollectorRegistry | None = None,
+        views: Sequence[View] = (),
+        metric_readers: Sequence[MetricReader] = (),
+        sources: Mapping[str, Source] | None = None,
+    ) -> None:
+        from otel_mlops.sdk.page import PageReader
+        from otel_mlops.sdk.server import PageServer
+        from otel_mlops.sources.sampler import Sampler
+        from otel_mlops.tasks import Tasks
+
+        self.settings = settings
+        self._lock = threading.RLock()
+        self._started = self._ended = False
+        self._models: dict[tuple[str, str], Any] = {}
+        self._page = PageReader(registry=registry)
+        self.meter_provider = MeterProvider(
+            (self._page, *metric_readers),
+            Resource.create(dict(settings.resource)),
+            exemplar_filter(settings.exemplar_filter),
+            shutdown_on_exit=False,
+            views=views,
+            ledger=Ledger(self._folder, on_fault=self._on_ledger_fault),
+            max_series=settings.max_series,
+            disabled=settings.disabled,
+        )
+        super().__init__(self.meter_provider)
+        self.meter = self.meter_provider.get_meter(settings.service_name, settings.service_version)
+        self.tracer_provider = self._open_tracer_provider()
+        self.tracer = trace.get_tracer(settings.service_name, settings.service_version, self.tracer_provider)
+        self._daily = Daily(self.meter_provider)
+        self._sampler = Sampler(
+            self._open_sources() if sources is None else sources,
+            settings.monitoring_interval,
+            on_dropped=self.meter_provider.count_dropped,
+            at_midnight=self._daily.begin_day,
+        )
+        self._tasks = Tasks(self.meter_provider)
+        self._server = PageServer(self.page, settings.host, settings.port)
+        self._push: MetricReader | None = None
+        self._describe()
+        _at_fork(self)
+
+    # --- What a service asks for ---------------------------------------------------------------------------
+
+    def model(self, name: str, version: str, **facts: Any) -> Model:
+        """The model of a name and version; the same object when it is asked for again in the same words.
+
+        Errors:  ValueError if there is one of that name and version that was described otherwise.
+        """
+        from otel_mlops.model import Model
+
+        with self._lock:
+            known = self._models.get((name, version))
+            if known is None:
+                known = self._models[name, version] = (Model(self.meter_provider, name=name, version=version, **facts), facts)
+            model, described = known
+            if described != facts:
+                raise ValueError(f"model {name!r} version {version!r} is there with {described}; this call says {facts}")
+            return model  # type: ignore[no-any-return]
+
+    def instrument_app(self, app: Any) -> None:
+        """Measure the requests of a FastAPI or Starlette application, and start and stop with it.
+
+        Errors:  RuntimeError if the application has begun to serve: call this right after it is made.
+        """
+        from otel_mlops.web import instrument_app
+
+        if not self.settings.disabled:
+            instrument_app(app, self)
+
+    def schedule_task(
+        self, func: Callable[[], object], interval_seconds: float, task_name: str, *, once_per_group: bool = False
+    ) -> None:
+        """Run a function, plain or async, every so many seconds in the background.
+
+        Errors:  TypeError or ValueError that names the argument.
+        """
+        self._tasks.schedule(func, interval_seconds, task_name, once_per_group=once_per_group)
+
+    def page(self, accept: str | None = None) -> Page:
+        """The page in the format that an Accept header prefers."""
+        return self._page.page(accept)
+
+    def sample(self) -> None:
+        """Read all sources now, in this thread."""
+        self._sampler.sample()
+
+    def forget(self, **labels: str) -> int:
+        """Remove the series that carry all of these labels (`model_version="v1"`) and return how many.
+
+        Errors:  ValueError without a label, which would remove everything.
+        """
+        if not labels:
+            raise ValueError("forget() is given no label, expected at least one, as in forget(model_version='v1')")
+        gone = self.meter_provider.forget(labels)
+        with self._lock:
+            for name, version_ in list(self._models):
+                if labels.items() <= {"model_name": name, "model_version": version_}.items():
+                    del self._models[name, version_]
+        return gone
+
+    @property
+    def url(self) -> str:
+        """Where the page is served."""
+        return self._server.url
+
+    # --- Start and end ---------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to serve the page, read sources, run tasks and push; does nothing while that goes on."""
+        if self._started or self._ended or self.settings.disabled:
+            return
+        with self._lock:
+            if self._started or self._ended:
+                return
+            self._started = True
+            if "prometheus" in self.settings.metrics_exporter and self.settings.start_server:
+                self._server.start()
+            self._sampler.start()
+            self._tasks.start()
+            if "otlp" in self.settings.metrics_exporter:
+                from otel_mlops.otlp import open_metric_reader
+
+                self._push = open_metric_reader(self.settings, on_failure=self._on_export_failure)
+                self.meter_provider.add_metric_reader(self._push)
+        self._say()
+
+    def force_flush(self, timeout_s: float = 10.0) -> bool:
+        """Push what there is now; False if that failed or took longer than the time."""
+        deadline = time.monotonic() + timeout_s
+        flushed = self.meter_provider.force_flush(timeout_s * 1e3)
+        if self.tracer_provider is not None:
+            left_s = max(0.0, deadline - time.monotonic())
+            flushed &= _within(left_s, lambda: self.tracer_provider.force_flush(int(left_s * 1e3)))  # type: ignore[union-attr]
+        return flushed
+
+    def shutdown(self, timeout_s: float = EXIT_TIMEOUT_S) -> None:
+        """End everything within the time; a second call does nothing. Records are still taken, and seen by nobody."""
+        with self._lock:
+            if self._ended:
+                return
+            self._ended = True
+        deadline = time.monotonic() + timeout_s
+        self._tasks.stop(timeout_s / 4)
+        self._sampler.stop(max(0.0, min(timeout_s / 4, deadline - time.monotonic())))
+        self.meter_provider.shutdown(max(0.0, deadline - time.monotonic()) * 1e3)
+        if self.tracer_provider is not None:
+            _within(max(0.0, deadline - time.monotonic()), self.tracer_provider.shutdown)
+        self._server.stop(max(0.1, deadline - time.monotonic()))
+        atexit.unregister(self.shutdown)
+        _forget_current(self)
+
+    def __enter__(self) -> Telemetry:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.shutdown()
+
+    async def __aenter__(self) -> Telemetry:
+        self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        import asyncio
+
+        await asyncio.to_thread(self.shutdown)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Be configured anew where an application that holds us is unpickled: threads and sockets do not travel."""
+        return _configure, (self.settings,)
+
+    # --- Wiring ----------------------------------------------------------------------------------------------
+
+    def _folder(self) -> Path:
+        return group.open_folder(self.settings.state_dir)
+
+    def _on_ledger_fault(self, fault: str) -> None:
+        _logger.warning(
+            "numbers go on in private memory, where they do not survive this process: %s. "
+            "Give shared memory more room, or set OTEL_MLOPS_STATE_DIR to a folder that can be written.",
+            fault,
+        )
+
+    def _on_export_failure(self, signal: str) -> None:
+        self.meter_provider.instrument(rows.EXPORT_FAILURES).add(1, {"signal": signal})
+
+    def _open_tracer_provider(self) -> Any:
+        if self.settings.disabled or self.settings.traces_endpoint is None:
+            return None
+        from otel_mlops.otlp import open_tracer_provider
+
+        return open_tracer_provider(self.settings, self.meter_provider.resource, on_failure=self._on_export_failure)
+
+    def _open_sources(self) -> dict[str, Source]:
+        sources: dict[str, Source] = {}
+        if self.settings.disabled or not self.settings.start_monitoring:
+            return sources
+        if "host" in self.settings.sources:
+            from otel_mlops.sources.host import open_host
+
+            sources["host"] = open_host()
+        return sources
+
+    def _describe(self) -> None:
+        """Create what is observed, and say what runs here."""
+        meter = self.meter_provider.get_meter("otel_mlops")
+        for row in _OBSERVED:
+            meter.create_observable_gauge(row.name, [self._sampler.observe(row)], row.unit, row.help)
+        daily = rows.DAILY_PREDICTIONS
+        meter.create_observable_counter(daily.name, [self._daily.observe], daily.unit, daily.help)
+
+    def _say(self) -> None:
+        """One line at the start: where the page is, and whether anybody may read it."""
+        self.meter_provider.instrument(rows.BUILD_INFO).set(
+            1.0,
+            {
+                "version": version("otel-mlops"),
+                "python_version": platform.python_version(),
+                "opentelemetry_version": version("opentelemetry-sdk"),
+            },
+        )
+        if "prometheus" not in self.settings.metrics_exporter or not self.settings.start_server:
+            return
+        loopback = self.settings.host in ("127.0.0.1", "::1", "localhost")
+        level = logging.INFO if loopback else logging.WARNING
+        who = "this machine only" if loopback else "anybody who reaches this port, without a password"
+        if self._server.fault is None:
+            _logger.log(level, "the page of %s is on %s, open to %s", self.settings.service_name, self.url, who)
+
+    def after_fork(self) -> None:
+        """In a forked child: nothing of the parent's threads, sockets and locks."""
+        self._lock = threading.RLock()
+        self._started = False
+        self._page.after_fork()
+        self._server.after_fork()
+        self._sampler.after_fork()
+        self._tasks.after_fork()
+        self._daily.after_fork()
+        if self._push is not None:
+            self.meter_provider.remove_metric_reader(self._push)
+            self._push = None
+
+
+# --- The one of this process -----------------------------------------------------------------------------------
+
+_current: Telemetry | None = None
+_configuring = threading.RLock()
+
+
+def configure_telemetry(
+    app: Any = None,
+    *,
+    registry: CollectorRegistry | None = None,
+    views: Sequence[View] = (),
+    metric_readers: Sequence[MetricReader] = (),
+    **settings: Any,
+) -> Telemetry:
+    """Make the telemetry of this process and return its handle; call it once, at start-up.
+
+    With `app`, its requests are measured, and sockets and threads start with its lifespan or its first
+    request; without one they start now. The keywords are those of `Settings`; what is not given comes from
+    the environment. Called again with the same settings it returns the same handle.
+
+    Errors:  TypeError or ValueError for a setting, naming the argument or variable, its value and what was
+             expected; RuntimeError if the process is configured otherwise already, naming the differences.
+    """
+    fallback = getattr(app, "title", None) or Path(sys.argv[0] or "python").stem or "python"
+    if fallback == "FastAPI":  # nobody has chosen that title
+        fallback = Path(sys.argv[0] or "python").stem
+    chosen = Settings.from_env(fallback_service_name=fallback, **settings)
+    telemetry = _configure(chosen, registry=registry, views=views, metric_readers=metric_readers)
+    if app is not None:
+        telemetry.instrument_app(app)
+    else:
+        telemetry.start()
+    return telemetry
+
+
+def get_telemetry() -> Telemetry:
+    """Return the telemetry of this process.
+
+    Errors:  RuntimeError before `configure_telemetry()` was called.
+    """
+    if _current is None:
+        raise RuntimeError("telemetry is not configured: call configure_telemetry() at start-up, before this")
+    return _current
+
+
+def initialize_metrics(
+    start_server: bool = True,
+    server_port: int | None = None,
+    start_monitoring: bool = True,
+    monitoring_interval: float | None = None,
+    *,
+    registry: CollectorRegistry | None = None,
+    **settings: Any,
+) -> Telemetry:
+    """Configure the telemetry of this process; `configure_telemetry` under the specification's name."""
+    if server_port is not None:
+        settings["port"] = server_port
+    if monitoring_interval is not None:
+        settings["monitoring_interval"] = monitoring_interval
+    return configure_telemetry(start_server=start_server, start_monitoring=start_monitoring, registry=registry, **settings)
+
+
+def get_metrics() -> Telemetry:
+    """Return the telemetry of this process; `get_telemetry` under the specification's name."""
+    return get_telemetry()
+
+
+def _configure(settings: Settings, **more: Any) -> Telemetry:
+    global _current
+    with _configuring:
+        if _current is not None:
+            difference = _current.settings.difference(settings)
+            if difference:
+                told = "; ".join(f"{name} is {ours!r}, now {theirs!r}" for name, (ours, theirs) in difference.items())
+                raise RuntimeError(f"telemetry is configured already with other settings: {told}")
+            return _current
+        telemetry = Telemetry(settings, **more)
+        _make_current(telemetry)
+        return telemetry
+
+
+def _make_current(telemetry: Telemetry) -> None:
+    global _current
+    _current = telemetry
+    if telemetry.settings.set_global and not telemetry.settings.disabled:
+        become_global(telemetry.meter_provider)
+        if telemetry.tracer_provider is not None:
+            trace.set_tracer_provider(telemetry.tracer_provider)
+    # Workers of most servers end without running this: the lifespan's end does it for them.
+    atexit.register(telemetry.shutdown)
+
+
+def _forget_current(telemetry: Telemetry) -> None:
+    global _current
+    with _configuring:
+        if _current is telemetry:
+            _current = None
+
+
+def _at_fork(telemetry: Telemetry) -> None:
+    if not hasattr(os, "register_at_fork"):
+        return
+    weak = weakref.ref(telemetry)
+
+    def after_in_child() -> None:
+        if (alive := weak()) is not None:
+            alive.after_fork()
+
+    os.register_at_fork(after_in_child=after_in_child)
+
+
+def _within(timeout_s: float, call: Callable[[], Any]) -> bool:
+    """Run something that may hang in a daemon thread, and say whether it ended well in the time."""
+    ended: list[bool] = []
+
+    def run() -> None:
+        try:
+            ended.append(call() is not False)
+        except Exception:
+            _logger.exception("the end of the traces failed")
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    return bool(ended and ended[0])

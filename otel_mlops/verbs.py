@@ -1,0 +1,188 @@
+"""The recording verbs: what a service says in one line, on the instruments of the catalogue."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from otel_mlops import metrics as rows
+
+if TYPE_CHECKING:
+    from otel_mlops.metrics import Metric
+    from otel_mlops.sdk.provider import MeterProvider
+
+_METHODS = frozenset(rows.METHODS)
+_SCORES = {"accuracy": rows.MODEL_ACCURACY, "rmse": rows.MODEL_RMSE, "mae": rows.MODEL_MAE, "r2": rows.MODEL_R2}
+
+
+class InfoVerb:
+    """`system_info.info({...})`: facts of the deployment as labels of one series of value 1."""
+
+    def __init__(self, provider: MeterProvider) -> None:
+        self._instrument = provider.instrument(rows.SYSTEM_INFO)
+
+    def info(self, facts: Mapping[str, str]) -> None:
+        """Say what is deployed; what was said before is replaced.
+
+        Errors:  TypeError if the facts are not a mapping of strings to strings.
+        """
+        if not isinstance(facts, Mapping) or not all(isinstance(e, str) for kv in facts.items() for e in kv):
+            raise TypeError(f"facts is {facts!r:.200}, expected a mapping of strings to strings")
+        self._instrument.forget()
+        self._instrument.set(1.0, dict(facts))
+
+
+class Verbs:
+    """Everything that is recorded by name; no verb raises for a value that is no fit number: it is counted."""
+
+    def __init__(self, provider: MeterProvider) -> None:
+        self._provider = provider
+        self._health: dict[str, bool] = {}
+        self.system_info = InfoVerb(provider)
+
+    def instrument(self, row: Metric) -> Any:
+        """The instrument of a row of the catalogue: OpenTelemetry's, with `bind()`."""
+        return self._provider.instrument(row)
+
+    def record_request(self, method: str, endpoint: str, status_code: int | str, duration: float) -> None:
+        """Count a request that the middleware does not see, and its duration in seconds."""
+        method = method if method in _METHODS else "_OTHER"
+        at = {"method": method, "endpoint": endpoint}
+        self.instrument(rows.API_REQUESTS).add(1, {**at, "status_code": str(status_code)})
+        self.instrument(rows.API_REQUEST_DURATION).record(duration, at)
+
+    def record_error(self, error_type: str, endpoint: str) -> None:
+        """Count an error by the name of its class and the endpoint it met."""
+        self.instrument(rows.ERRORS).add(1, {"error_type": error_type, "endpoint": endpoint})
+
+    def record_prediction(
+        self,
+        duration_ms: float,
+        model_version: str,
+        prediction_value: float | None = None,
+        *,
+        model_name: str | None = None,
+    ) -> None:
+        """Count one prediction of one row, its duration in milliseconds and its value."""
+        model = _model(model_version, model_name)
+        self._prediction(duration_ms, model, "single", 1)
+        if prediction_value is not None:
+            self.instrument(rows.PREDICTION_VALUES).record(prediction_value, model)
+
+    def record_batch_prediction(
+        self, values: Any, duration_ms: float, model_version: str, *, model_name: str | None = None
+    ) -> None:
+        """Count a prediction of as many rows as there are values, its duration in milliseconds and the values.
+
+        Errors:  TypeError if `values` has no length.
+        """
+        if not hasattr(values, "__len__") or isinstance(values, str | bytes):
+            raise TypeError(f"values is {values!r:.200}, expected a sequence or array of numbers")
+        model = _model(model_version, model_name)
+        self._prediction(duration_ms, model, "batch", len(values))
+        self.instrument(rows.PREDICTION_BATCH_SIZE).record(len(values), model)
+        self.instrument(rows.PREDICTION_VALUES).bind(model).record_many(values)
+
+    def record_model_load(self, model_version: str, duration: float, *, model_name: str | None = None) -> None:
+        """Record how many seconds a model took to load."""
+        self.instrument(rows.MODEL_LOAD_DURATION).record(duration, _model(model_version, model_name))
+
+    def set_model_info(
+        self, model_name: str, model_version: str, *, stage: str = "", type: str = "", features: int | str = ""
+    ) -> None:
+        """Say what a model is; what was said of this name and version before is replaced."""
+        model = _model(model_version, model_name)
+        self.instrument(rows.MODEL_INFO).forget(model)
+        self.instrument(rows.MODEL_INFO).set(1.0, {**model, "stage": stage, "type": type, "features": str(features)})
+
+    def set_model_status(self, model_version: str, status: str, *, model_name: str | None = None) -> None:
+        """Say that a model is loading, ready, in error or unavailable.
+
+        Errors:  ValueError for any other status.
+        """
+        if status not in rows.MODEL_STATES:
+            raise ValueError(f"status is {status!r:.80}, expected one of {', '.join(sorted(rows.MODEL_STATES))}")
+        model = _model(model_version, model_name)
+        for state in rows.MODEL_STATES:
+            self.instrument(rows.MODEL_STATUS).set(state == status, {**model, "model_status": state})
+
+    def update_model_performance_metrics(
+        self,
+        model_version: str,
+        dataset: str,
+        accuracy: float | None = None,
+        rmse: float | None = None,
+        mae: float | None = None,
+        r2: float | None = None,
+        *,
+        model_name: str | None = None,
+    ) -> None:
+        """Set the scores of a model on a dataset; those that are None stay as they were."""
+        on = {**_model(model_version, model_name), "dataset": dataset}
+        for name, score in {"accuracy": accuracy, "rmse": rmse, "mae": mae, "r2": r2}.items():
+            if score is not None:
+                self.instrument(_SCORES[name]).set(score, on)
+
+    def update_prediction_latency_percentiles(
+        self,
+        model_version: str,
+        p95_latency: float | None = None,
+        p99_latency: float | None = None,
+        *,
+        model_name: str | None = None,
+    ) -> None:
+        """Set the percentiles of a model's latency, in seconds."""
+        model = _model(model_version, model_name)
+        if p95_latency is not None:
+            self.instrument(rows.PREDICTION_LATENCY_P95).set(p95_latency, model)
+        if p99_latency is not None:
+            self.instrument(rows.PREDICTION_LATENCY_P99).set(p99_latency, model)
+
+    def update_model_drift_score(
+        self, model_version: str, feature: str, drift_score: float, *, model_name: str | None = None
+    ) -> None:
+        """Set how far a feature has drifted from its reference."""
+        on = {**_model(model_version, model_name), "feature": feature}
+        self.instrument(rows.MODEL_DRIFT_SCORE).set(drift_score, on)
+
+    def update_api_health_status(self, component: str, is_healthy: bool) -> None:
+        """Say whether a component (`database`, `model`) is healthy; `/health` tells it too."""
+        healthy = bool(is_healthy)
+        if component in self._health or len(self._health) < 1000:
+            self._health[component] = healthy
+        self.instrument(rows.API_HEALTH_STATUS).set(healthy, {"component": component})
+
+    def record_database_operation(self, operation: str, table: str, duration: float) -> None:
+        """Count a database operation and its duration in seconds."""
+        on = {"operation": operation, "table": table}
+        self.instrument(rows.DATABASE_OPERATIONS).add(1, on)
+        self.instrument(rows.DATABASE_OPERATION_DURATION).record(duration, on)
+
+    @contextmanager
+    def database_operation(self, operation: str, table: str) -> Iterator[None]:
+        """Time and count the database operation in the `with` block, one that raises too."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.record_database_operation(operation, table, time.perf_counter() - started)
+
+    def health(self) -> dict[str, Any]:
+        """Return `status`, `healthy` or `unhealthy`, and `components` with what was said of each."""
+        components = dict(self._health)
+        return {"status": "healthy" if all(components.values()) else "unhealthy", "components": components}
+
+    def _prediction(self, duration_ms: float, model: dict[str, str], prediction_type: str, count: int) -> None:
+        of = {**model, "prediction_type": prediction_type}
+        self.instrument(rows.PREDICTIONS).add(count, of)
+        try:
+            seconds = duration_ms / 1000.0
+        except TypeError:
+            seconds = duration_ms  # dropped and counted by the histogram, as any other value that is no number
+        self.instrument(rows.PREDICTION_DURATION).record(seconds, of)
+
+
+def _model(version: str, name: str | None) -> dict[str, str]:
+    return {"model_version": version} if name is None else {"model_name": name, "model_version": version}
