@@ -218,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="otel_mlops.render", description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; fail if a file is stale")
     check = parser.parse_args(arguments).check
-    stale = render(check=check)
+    stale = render(check=check, root=CHECKOUT)
     for path in stale:
         print(f"{'stale' if check else 'wrote'}: {path}")
     return 1 if check and stale else 0

@@ -11,7 +11,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,7 +117,7 @@ class Telemetry(Verbs):
             model, described = known
             if described != facts:
                 raise ValueError(f"model {name!r} version {version!r} is there with {described}; this call says {facts}")
-            return model  # type: ignore[no-any-return]
+            return model
 
     def instrument_app(self, app: Any) -> None:
         """Measure the requests of a FastAPI or Starlette application, and start and stop with it.
@@ -169,10 +169,10 @@ class Telemetry(Verbs):
 
     def start(self) -> None:
         """Begin to serve the page, read sources, run tasks and push; does nothing while that goes on."""
-        if self._started or self._ended or self.settings.disabled:
+        if self._is_over() or self.settings.disabled:
             return
         with self._lock:
-            if self._started or self._ended:
+            if self._is_over():
                 return
             self._started = True
             if "prometheus" in self.settings.metrics_exporter and self.settings.start_server:
@@ -186,13 +186,16 @@ class Telemetry(Verbs):
                 self.meter_provider.add_metric_reader(self._push)
         self._say()
 
+    def _is_over(self) -> bool:
+        return self._started or self._ended
+
     def force_flush(self, timeout_s: float = 10.0) -> bool:
         """Push what there is now; False if that failed or took longer than the time."""
         deadline = time.monotonic() + timeout_s
         flushed = self.meter_provider.force_flush(timeout_s * 1e3)
         if self.tracer_provider is not None:
             left_s = max(0.0, deadline - time.monotonic())
-            flushed &= _within(left_s, lambda: self.tracer_provider.force_flush(int(left_s * 1e3)))  # type: ignore[union-attr]
+            flushed &= _within(left_s, lambda: self.tracer_provider.force_flush(int(left_s * 1e3)))
         return flushed
 
     def shutdown(self, timeout_s: float = EXIT_TIMEOUT_S) -> None:
@@ -278,7 +281,7 @@ class Telemetry(Verbs):
         self.meter_provider.instrument(rows.BUILD_INFO).set(
             1.0,
             {
-                "version": version("otel-mlops"),
+                "version": _own_version(),
                 "python_version": platform.python_version(),
                 "opentelemetry_version": version("opentelemetry-sdk"),
             },
@@ -395,6 +398,13 @@ def _make_current(telemetry: Telemetry) -> None:
             trace.set_tracer_provider(telemetry.tracer_provider)
     # Workers of most servers end without running this: the lifespan's end does it for them.
     atexit.register(telemetry.shutdown)
+
+
+def _own_version() -> str:
+    try:
+        return version("otel-mlops")
+    except PackageNotFoundError:
+        return "unknown"  # run from a checkout that is not installed
 
 
 def _forget_current(telemetry: Telemetry) -> None:

@@ -74,7 +74,7 @@ def fresh_telemetry(*, sources: Mapping[str, Source] | None = None, **settings: 
     `start_server=True, port=0` gives it a page on a free port after `start()`. `sources` are read when
     `sample()` is called.
     """
-    private = {"service_name": "test", "start_server": False, "set_global": False, "host": "127.0.0.1"}
+    private: dict[str, Any] = {"service_name": "test", "start_server": False, "set_global": False, "host": "127.0.0.1"}
     telemetry = Telemetry(Settings(**(private | settings)), sources=sources or {})
     before = _telemetry._current
     _telemetry._current = telemetry

@@ -23,7 +23,7 @@ class InfoVerb:
     def __init__(self, provider: MeterProvider) -> None:
         self._instrument = provider.instrument(rows.SYSTEM_INFO)
 
-    def info(self, facts: Mapping[str, str]) -> None:
+    def info(self, facts: Any) -> None:
         """Say what is deployed; what was said before is replaced.
 
         Errors:  TypeError if the facts are not a mapping of strings to strings.

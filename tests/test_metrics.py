@@ -45,7 +45,7 @@ def test_the_name_is_lower_case_dotted_and_carries_neither_unit_nor_total(row: M
 
 @every_row
 def test_the_constant_is_named_like_the_metric(row: Metric):
-    """A row is found under its own name in capitals, or that without its last word: code reads as the page."""
+    """A row is found under its own name in capitals, or that without its last word."""
     (constant,) = [name for name, value in vars(metrics).items() if value is row]
     words = row.name.removeprefix("otel_mlops.").upper().split(".")
     assert constant in {"_".join(words), "_".join(words[:-1])}

@@ -14,6 +14,8 @@ from typing import Annotated
 
 import numpy as np
 import pytest
+from fastapi import Body, Depends, FastAPI
+from httpx import ASGITransport, AsyncClient
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from otel_mlops.metrics import (
@@ -307,8 +309,9 @@ print(values.read()[-1])
 
 def test_a_prediction_that_raises_is_an_error_of_its_class_and_no_prediction(recorded, model):
     """The exception goes on its way and is counted by its class; rows, durations and values are not."""
-    with pytest.raises(KeyError), model.prediction() as prediction:
-        prediction.values = 4.0
+    prediction = model.prediction()
+    prediction.values = 4.0
+    with pytest.raises(KeyError), prediction:
         raise KeyError("rooms")
 
     assert recorded.value(PREDICTION_ERRORS, {**HOUSING, "error_type": "KeyError"}) == 1
@@ -427,17 +430,18 @@ def test_each_call_of_a_decorated_function_is_a_prediction_of_its_result(recorde
 
 async def test_an_asynchronous_function_can_be_decorated(recorded, model):
     """A coroutine function stays one, and its prediction ends when it does, not when it is called."""
-    leave = asyncio.Event()
+    entered, leave = asyncio.Event(), asyncio.Event()
 
     @model.prediction()
     async def price(rooms: list[int]) -> list[float]:
+        entered.set()
         await leave.wait()
         return [2.0 * n for n in rooms]
 
     assert inspect.iscoroutinefunction(price)
     waiting = asyncio.create_task(price([1, 2]))
-    while not recorded.value(PREDICTIONS_IN_PROGRESS, HOUSING):
-        await asyncio.sleep(0)
+    await entered.wait()
+    assert recorded.value(PREDICTIONS_IN_PROGRESS, HOUSING) == 1
     leave.set()
     assert await waiting == [2.0, 4.0]
 
@@ -487,11 +491,8 @@ def test_what_yields_cannot_be_decorated(model):
             model.prediction()(func)
 
 
-def test_fastapi_sees_the_parameters_of_a_decorated_endpoint(recorded, model):
-    """A decorated endpoint keeps its query, body and dependencies."""
-    from fastapi import Body, Depends, FastAPI
-    from fastapi.testclient import TestClient
-
+async def test_fastapi_sees_the_parameters_of_a_decorated_endpoint(recorded, model):
+    """A decorated endpoint keeps its query, body and dependencies, also where annotations are strings."""
     app = FastAPI()
 
     def rate() -> float:
@@ -504,9 +505,9 @@ def test_fastapi_sees_the_parameters_of_a_decorated_endpoint(recorded, model):
     ) -> list[float]:
         return [n * rate + offset for n in rooms]
 
-    client = TestClient(app)
-    assert client.post("/predict?offset=1", json=[1, 2]).json() == [3.0, 5.0]
-    assert client.post("/predict", json="three").status_code == 422
+    async with AsyncClient(transport=ASGITransport(app), base_url="http://test") as client:
+        assert (await client.post("/predict?offset=1", json=[1, 2])).json() == [3.0, 5.0]
+        assert (await client.post("/predict", json="three")).status_code == 422
     assert recorded.value(PREDICTIONS, BATCH) == 2
     assert recorded.count_and_sum(PREDICTION_VALUES, HOUSING) == (2, 8.0)
 

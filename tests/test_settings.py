@@ -24,6 +24,14 @@ def from_env(environ: dict[str, str] | None = None, **keywords: Any) -> Settings
     return Settings.from_env(environ or {}, **{"container": False, **keywords})
 
 
+def outcome(environ: dict[str, str], **keywords: Any) -> Settings | TypeError | ValueError:
+    """The settings, or the error that a user would see."""
+    try:
+        return from_env(environ, **keywords)
+    except (TypeError, ValueError) as error:
+        return error
+
+
 # --- The table --------------------------------------------------------------------------------------------
 
 
@@ -158,7 +166,7 @@ def test_the_name_of_the_service_comes_from_the_nearest_place():
 
 
 def test_version_and_environment_come_from_the_resource_attributes():
-    """What OTEL_RESOURCE_ATTRIBUTES says of version and environment is the setting, unless an argument is given."""
+    """Version and environment are what OTEL_RESOURCE_ATTRIBUTES says, unless an argument is given."""
     environ = {"OTEL_RESOURCE_ATTRIBUTES": "service.version=1.4.0,deployment.environment.name=staging"}
     assert from_env(environ).service_version == "1.4.0"
     assert from_env(environ).environment == "staging"
@@ -337,13 +345,13 @@ def test_a_wrong_variable_is_named_with_its_text_and_what_was_expected(
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=8))
 def test_a_port_is_taken_or_refused_and_nothing_else(text: str):
     """Whatever stands in the variable of the port, it is a valid port, the default, or a ValueError."""
-    try:
-        port = from_env({"OTEL_EXPORTER_PROMETHEUS_PORT": text}).port
-    except ValueError as error:
-        assert repr(text.strip()) in str(error)
+    found = outcome({"OTEL_EXPORTER_PROMETHEUS_PORT": text})
+    if isinstance(found, Settings):
+        assert found.port == int(text.strip() or "8001")
+        assert 0 <= found.port <= 65_535
     else:
-        assert port == int(text.strip() or "8001")
-        assert 0 <= port <= 65_535
+        assert type(found) is ValueError
+        assert repr(text.strip()) in str(found)
 
 
 JUNK = st.one_of(
@@ -354,13 +362,12 @@ JUNK = st.one_of(
 
 @given(st.sampled_from([row for row in SETTINGS if row.keyword]), JUNK)
 def test_an_argument_is_accepted_in_one_form_or_refused(row: Setting, value: Any):
-    """Any value at all is either kept, in a form that is accepted again unchanged, or a TypeError or ValueError."""
-    try:
-        found = from_env(**{row.field: value})
-    except (TypeError, ValueError) as error:
-        assert row.field in str(error)  # noqa: PT017 - both ways are right, and each is looked at
-    else:
+    """Any value at all is kept in a form that is accepted again, or an error with the name."""
+    found = outcome({}, **{row.field: value})
+    if isinstance(found, Settings):
         assert dataclasses.replace(found) == found
+    else:
+        assert row.field in str(found)
 
 
 def test_an_unknown_argument_is_a_type_error_with_a_suggestion():
@@ -383,7 +390,7 @@ def test_an_unknown_variable_of_ours_is_an_error_with_a_suggestion():
         ValueError, match=r"^there is no variable OTEL_MLOPS_SORCES; did you mean OTEL_MLOPS_SOURCES\?$"
     ):
         from_env({"OTEL_MLOPS_SORCES": "none"})
-    with pytest.raises(ValueError, match="^there is no variable OTEL_MLOPS_PORT"):
+    with pytest.raises(ValueError, match=r"^there is no variable OTEL_MLOPS_PORT"):
         from_env({"OTEL_MLOPS_PORT": "8001"})
 
 
@@ -413,7 +420,7 @@ def test_variables_of_others_are_left_alone():
 
 def test_page_and_health_have_different_paths():
     """Two routes of one path would hide one another."""
-    with pytest.raises(ValueError, match="^metrics_path is '/health'"):
+    with pytest.raises(ValueError, match=r"^metrics_path is '/health'"):
         from_env(metrics_path="/health")
     assert from_env(metrics_path=None, health_path=None).health_path is None
 
@@ -446,9 +453,7 @@ def test_no_secret_of_an_endpoint_is_ever_shown(url: str):
 )
 def test_no_secret_stands_in_an_error(url: str):
     """An endpoint that is refused is named without what may be a credential."""
-    with pytest.raises(
-        ValueError, match=f"^{ENDPOINT.replace('ENDPOINT', '(METRICS_)?ENDPOINT')} is"
-    ) as raised:
+    with pytest.raises(ValueError, match=f"^{ENDPOINT} is '") as raised:
         from_env({ENDPOINT: url})
     assert SECRET not in str(raised.value)
     assert raised.value.__cause__ is None

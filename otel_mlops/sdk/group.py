@@ -14,7 +14,7 @@ _SHARED_MEMORY = Path("/dev/shm")
 _ABANDONED_AFTER_S = 60.0
 
 
-def open_folder(state_dir: str | None = None) -> Path:
+def open_folder(state_dir: Path | None = None) -> Path:
     """Make and check the folder of this user's ledgers, and remove what dead workers left in it.
 
     Errors: OSError if the folder cannot be made, belongs to somebody else, or is a link.
@@ -30,11 +30,10 @@ def open_folder(state_dir: str | None = None) -> Path:
     return folder
 
 
-def _root(state_dir: str | None) -> Path:
+def _root(state_dir: Path | None) -> Path:
     if state_dir is not None:
-        root = Path(state_dir)
-        root.mkdir(parents=True, exist_ok=True)
-        return root
+        state_dir.mkdir(parents=True, exist_ok=True)
+        return state_dir
     if _SHARED_MEMORY.is_dir() and os.access(_SHARED_MEMORY, os.W_OK | os.X_OK):
         return _SHARED_MEMORY
     return Path(tempfile.gettempdir())

@@ -36,7 +36,7 @@ class Place(NamedTuple):
 
     segment: memoryview
     offset: int
-    cells: memoryview
+    cells: memoryview[float]
 
 
 class Record(NamedTuple):
@@ -200,7 +200,8 @@ def _records(content: memoryview) -> Iterator[Record]:
             if checksum != _checksum(text, cells, kind):
                 break
             if kind != FORGOTTEN:
-                yield Record(kind, json.loads(text, object_hook=_decode), content[first:after].cast("d").tolist())
+                values = list(struct.unpack_from(f"={cells}d", content, first))
+                yield Record(kind, json.loads(text, object_hook=_decode), values)
             offset = after
         begin = end
 

@@ -129,11 +129,12 @@ class PageReader(PrometheusMetricReader):
         self._put_target()
         for stream in streams:
             living = stream.living()
-            if living and (family := self._family_of(stream)):
+            home = self._family_of(stream) if living else None
+            if home is not None:
                 for series in living:
                     if series.rendered is None:
-                        series.rendered = label_text(labels(series.attributes, reserved=family.reserved))
-                    self._put(family, series.rendered, series, series.attributes, stream.bounds)
+                        series.rendered = label_text(labels(series.attributes, reserved=home.reserved))
+                    self._put(home, series.rendered, series, series.attributes, stream.bounds)
 
     def _family_of(self, stream: Stream) -> Family | None:
         if stream.page is None:
@@ -168,9 +169,9 @@ class PageReader(PrometheusMetricReader):
             self._said.append(written)
 
     def _put_target(self) -> None:
-        family = self._family("target", "info", "", "The resource that these metrics describe.")
-        if family is not None and self._provider is not None:
-            family.put("", Fact(1.0), self._provider.resource.attributes, ())
+        target = self._family("target", "info", "", "The resource that these metrics describe.")
+        if target is not None and self._provider is not None:
+            target.put("", Fact(1.0), self._provider.resource.attributes, ())
 
     def _put_observed(self, provider: MeterProvider) -> None:
         try:

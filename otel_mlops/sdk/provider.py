@@ -6,11 +6,13 @@ Every private name of the SDK that the provider needs stands in this file, in `p
 
 from __future__ import annotations
 
+import atexit
 import logging
 import math
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -49,11 +51,12 @@ _FILTERS = {
     sdk.AlwaysOffExemplarFilter: "always_off",
 }
 
-_BY_KIND = {
-    "counter": (_Counter, instruments.Counter),
-    "updown": (_UpDownCounter, instruments.UpDownCounter),
-    "histogram": (_Histogram, instruments.Histogram),
-    "gauge": (_Gauge, instruments.Gauge),
+_STOCK = {"counter": _Counter, "updown": _UpDownCounter, "histogram": _Histogram, "gauge": _Gauge}
+_OURS = {
+    "counter": instruments.Counter,
+    "updown": instruments.UpDownCounter,
+    "histogram": instruments.Histogram,
+    "gauge": instruments.Gauge,
 }
 
 
@@ -64,6 +67,12 @@ class Meter(sdk.Meter):
         config = provider._apply_meter_configurator(scope)
         super().__init__(scope, provider._measurement_consumer, _meter_config=config)
         self._provider = provider
+        self.fresh_locks()
+
+    def fresh_locks(self) -> None:
+        """Make locks that a signal handler, a `__del__` and a forked child can take while they are held."""
+        self._instrument_registration_lock = threading.RLock()  # type: ignore[assignment]
+        self._instrument_ids_lock = threading.RLock()  # type: ignore[assignment]
 
     def create_counter(self, name: str, unit: str = "", description: str = "") -> Any:
         """Create a counter, or return the one that was created before under the same identity."""
@@ -124,11 +133,12 @@ class Meter(sdk.Meter):
         bounds: tuple[float, ...] | None = None,
         row: Metric | None = None,
     ) -> Any:
-        stock, ours = _BY_KIND[kind]
+        stock: type = _STOCK[kind]
+        ours: Any = _OURS[kind]
         unit, description = unit or "", description or ""
         with self._instrument_registration_lock:
             status = self._register_instrument(name, stock, unit, description, bounds)  # type: ignore[arg-type]
-            found = self._instrument_id_instrument.get(status.instrument_id)
+            found: Any = self._instrument_id_instrument.get(status.instrument_id)
             if found is None:
                 found = ours(
                     name,
@@ -243,13 +253,14 @@ class Consumer(SynchronousMeasurementConsumer):
     def after_fork(self) -> None:
         """Begin anew in a forked child: fresh locks, and readers that have seen nothing."""
         self._lock = threading.RLock()  # type: ignore[assignment]
-        storages = {}
+        storages: dict[Any, MetricReaderStorage] = {}
         for reader in self._reader_storages:
+            asked: Any = reader
             storages[reader] = MetricReaderStorage(
                 self._sdk_config,
-                reader._instrument_class_temporality,
-                reader._instrument_class_aggregation,
-                reader._instrument_class_cardinality_limit,
+                asked._instrument_class_temporality,
+                asked._instrument_class_aggregation,
+                asked._instrument_class_cardinality_limit,
             )
             self._points[reader] = Points(reader)
         self._reader_storages = storages
@@ -291,6 +302,7 @@ class MeterProvider(sdk.MeterProvider):
         self._consumer = Consumer(self._sdk_config, self.streams)
         self._measurement_consumer = self._consumer
         self._rows: dict[str, Any] = {}
+        self._meter_lock = threading.RLock()  # type: ignore[assignment]
         self._metric_readers = []
         for reader in metric_readers:
             self.add_metric_reader(reader)
@@ -362,7 +374,7 @@ class MeterProvider(sdk.MeterProvider):
                 return
             self._all_metric_readers.add(metric_reader)
         self._consumer.add_metric_reader(metric_reader)
-        metric_reader._set_collect_callback(self._consumer.collect)
+        metric_reader._set_collect_callback(self._consumer.collect)  # type: ignore[arg-type]
         metric_reader._set_meter_provider(self)
         self._metric_readers = [*self._metric_readers, metric_reader]
 
@@ -383,7 +395,7 @@ class MeterProvider(sdk.MeterProvider):
             self._shutdown = True
         self._bounded("shutdown", timeout_millis)
         if self._atexit_handler is not None:
-            sdk._internal.unregister(self._atexit_handler)
+            atexit.unregister(self._atexit_handler)
             self._atexit_handler = None
         self.ledger.close()
 
@@ -451,18 +463,20 @@ class MeterProvider(sdk.MeterProvider):
 
     def _handle_fork(self) -> None:
         """In a forked child: nothing of the parent's counts, locks and file; then what the stock SDK does."""
-        given = self._sdk_config.resource.attributes.get("service.instance.id")
         super()._handle_fork()
+        self._meter_lock = threading.RLock()  # type: ignore[assignment]
+        for meter in self._meters.values():
+            meter.fresh_locks()  # type: ignore[attr-defined]
         self.ledger.abandon()
         for stream in self._streams:
             stream.after_fork()
         self._consumer.after_fork()
-        _logger.debug("forked: service.instance.id was %s", given)
 
 
 def exemplar_filter(name: str) -> ExemplarFilter:
     """The stock SDK's exemplar filter of a name, as OTEL_METRICS_EXEMPLAR_FILTER has them."""
-    return {each: filter_ for filter_, each in _FILTERS.items()}[name]()
+    filters: dict[str, Callable[[], ExemplarFilter]] = {each: filter_ for filter_, each in _FILTERS.items()}
+    return filters[name]()
 
 
 def become_global(provider: MeterProvider) -> None:
@@ -502,11 +516,10 @@ def _check_view(view: View) -> None:
 def _bounds(bounds: Sequence[float]) -> tuple[float, ...]:
     try:
         numbers = tuple(float(each) for each in bounds)
-        rising = all(low < high for low, high in zip(numbers, numbers[1:], strict=False))
-        finite = all(abs(each) < float("inf") for each in numbers)
+        fit = all(low < high for low, high in pairwise(numbers)) and all(map(math.isfinite, numbers))
     except (TypeError, ValueError, OverflowError):
-        rising = finite = False
-    if not (rising and finite):
+        numbers, fit = (), False
+    if not fit:
         msg = f"explicit_bucket_boundaries_advisory must be finite numbers in rising order, not {bounds!r:.200}"
         raise ValueError(msg)
     return numbers

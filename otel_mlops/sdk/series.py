@@ -87,9 +87,9 @@ class Series:
         stream = self.stream
         with stream.ledger.lock:
             if self.place is None:
-                description = [stream.number(), [[key, value] for key, value in self.attributes.items()], time.time_ns()]
+                self.born_ns = time.time_ns()
+                description = [stream.number(), [[key, value] for key, value in self.attributes.items()], self.born_ns]
                 place = stream.ledger.append(SERIES, description, self.size)
-                self.born_ns = description[2]
                 self.place = place
                 self.cells = self._shape(place.cells)
                 stream.keep(self)
@@ -98,9 +98,9 @@ class Series:
     def read(self) -> list[float]:
         """Return the cells as they are now."""
         cells = self.cells
-        return [0.0] * self.size if isinstance(cells, Unborn) else cells.tolist()  # type: ignore[no-any-return]
+        return [0.0] * self.size if isinstance(cells, Unborn) else cells.tolist()
 
-    def _shape(self, cells: memoryview) -> Cells:
+    def _shape(self, cells: memoryview[float]) -> Cells:
         return cells
 
 
@@ -125,9 +125,9 @@ class CounterSeries(Series):
         """Return the one cell."""
         return [self.cells[()]]
 
-    def _shape(self, cells: memoryview) -> Cells:
+    def _shape(self, cells: memoryview[float]) -> Cells:
         # A view without dimensions is the fastest cell there is: no index to convert.
-        return cells.cast("B").cast("d", shape=[])  # type: ignore[call-overload]
+        return cells.cast("B").cast("d", shape=[])
 
 
 class UpDownSeries(CounterSeries):

@@ -164,7 +164,7 @@ class Stream:
         self.on_overflow(self, "overflow")
         return self._overflow
 
-    def _clean(self, attributes: Attributes | None) -> dict[str, AnyValue]:
+    def _clean(self, attributes: Any) -> dict[str, AnyValue]:
         if not attributes:
             return {}
         if not isinstance(attributes, Mapping):

@@ -62,15 +62,15 @@ class Exchange:
         self._method = method = method if method in _KNOWN_METHODS else _OTHER
         self._status: int | None = None
         self._headers: Any = ()
-        self._received = self._sent = 0
+        self._received = self._sent = 0.0
         self._is_finished = self._is_gone = False
         self._error: BaseException | None = None
         self._lost: OSError | None = None
         # Whoever calls the application in an `except` block handles an exception that is not ours.
         self._around = sys.exception()
         scope[EXCHANGE] = self
-        metrics.active.add(1)
-        metrics.in_progress[method].add(1)
+        metrics.active.add(1.0)
+        metrics.in_progress[method].add(1.0)
 
     async def receive(self) -> Message:
         """Pass a message of the client's on, and count its bytes."""
@@ -159,24 +159,24 @@ class Exchange:
                 status = 500
                 metrics.count_error(NO_CLASS, self._scope, status)
         series = metrics.series(method, metrics.templates.of(self._scope, status))
-        series.with_status(status).add(1)
+        (series.by_status.get(status) or series.bind_status(status)).add(1.0)
         series.duration.record(seconds)
         series.received.record(self._received)
         # Servers leave out the body of an answer to HEAD.
-        series.sent.record(0 if method == "HEAD" else self._sent)
+        series.sent.record(0.0 if method == "HEAD" else self._sent)
 
     def withdraw(self) -> None:
         """End the exchange uncounted: our own pages are no requests of the service."""
         if not self._is_finished:
             self._is_finished = True
-            self._metrics.in_progress[self._method].add(-1)
-            self._metrics.active.add(-1)
+            metrics = self._metrics
+            metrics.in_progress[self._method].add(-1.0)
+            metrics.active.add(-1.0)
 
     def close(self) -> None:
         """Count what was not answered to the end, and let go of what would make a cycle."""
         self.finish()
-        self._scope.pop(EXCHANGE, None)
-        self._error = self._lost = self._around = None
+        del self._scope, self._error, self._lost
 
 
 def client_left(error: BaseException) -> bool:

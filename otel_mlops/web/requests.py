@@ -87,23 +87,21 @@ class Telemetry(Protocol):
 class Series:
     """The handles of one method and endpoint."""
 
-    __slots__ = ("_by_status", "_labels", "_requests", "duration", "received", "sent")
+    __slots__ = ("_labels", "_requests", "by_status", "duration", "received", "sent")
 
     def __init__(self, metrics: RequestMetrics, method: str, endpoint: str) -> None:
         self._labels = {"method": method, "endpoint": endpoint}
         self._requests = metrics.requests
-        self._by_status: dict[int, Any] = {}
+        self.by_status: dict[int, Any] = {}
         self.duration = metrics.duration.bind(self._labels)
         self.received = metrics.received.bind(self._labels)
         self.sent = metrics.sent.bind(self._labels)
 
-    def with_status(self, status: int) -> Any:
-        """The counter of the requests that were answered with a status."""
-        counter = self._by_status.get(status)
-        if counter is None:
-            counter = self._requests.bind({**self._labels, "status_code": str(int(status))})
-            if len(self._by_status) < _MOST_REMEMBERED:
-                self._by_status[status] = counter
+    def bind_status(self, status: int) -> Any:
+        """Return the counter of the requests that were answered with a status, and remember it."""
+        counter = self._requests.bind({**self._labels, "status_code": str(int(status))})
+        if len(self.by_status) < _MOST_REMEMBERED:
+            self.by_status[status] = counter
         return counter
 
 
