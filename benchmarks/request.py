@@ -82,7 +82,7 @@ def ours(*, everything: bool) -> tuple[FastAPI, Read]:
     from otel_mlops import configure_telemetry
 
     app = application({} if everything else SILENT)
-    settings: dict[str, Any] = {} if everything else {"set_global": False}
+    settings: dict[str, Any] = {} if everything else {"set_global": False, "instrumentation": "none"}
     telemetry = configure_telemetry(app, service_name="bench", **settings)
 
     def read() -> str:

@@ -41,7 +41,9 @@ class Daily:
             before = self._at_midnight
         return [
             # A total below midnight's is that of a model which was forgotten and has begun anew.
-            Observation(total - before[model] if total >= before.get(model, 0.0) and model in before else total, dict(model))
+            Observation(
+                total - before[model] if total >= before.get(model, 0.0) and model in before else total, dict(model)
+            )
             for model, total in self._totals().items()
         ]
 

@@ -113,10 +113,15 @@ class Telemetry(Verbs):
         with self._lock:
             known = self._models.get((name, version))
             if known is None:
-                known = self._models[name, version] = (Model(self.meter_provider, name=name, version=version, **facts), facts)
+                known = self._models[name, version] = (
+                    Model(self.meter_provider, name=name, version=version, **facts),
+                    facts,
+                )
             model, described = known
             if described != facts:
-                raise ValueError(f"model {name!r} version {version!r} is there with {described}; this call says {facts}")
+                raise ValueError(
+                    f"model {name!r} version {version!r} is there with {described}; this call says {facts}"
+                )
             return model
 
     def instrument_app(self, app: Any) -> None:
@@ -367,7 +372,9 @@ def initialize_metrics(
         settings["port"] = server_port
     if monitoring_interval is not None:
         settings["monitoring_interval"] = monitoring_interval
-    return configure_telemetry(start_server=start_server, start_monitoring=start_monitoring, registry=registry, **settings)
+    return configure_telemetry(
+        start_server=start_server, start_monitoring=start_monitoring, registry=registry, **settings
+    )
 
 
 def get_metrics() -> Telemetry:

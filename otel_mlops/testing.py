@@ -35,9 +35,7 @@ class Samples(Mapping[tuple[str, frozenset[tuple[str, str]]], float]):
 
         Errors:  KeyError if there is none, naming what there is under that name.
         """
-        found = [
-            value for (each, has), value in self._samples.items() if each == name and labels.items() <= set(has)
-        ]
+        found = [value for (each, has), value in self._samples.items() if each == name and labels.items() <= set(has)]
         if not found:
             there = [dict(has) for each, has in self._samples if each == name]
             raise KeyError(f"no sample {name} with {labels}; under that name there is {there or 'nothing'}")

@@ -17,15 +17,18 @@ DOWNWARD = {
     "metrics": set(),
     "settings": set(),
     "numbers": set(),
+    "rules": {"metrics"},
+    "profile": {"numbers"},
     "sdk": {"metrics", "settings"},
     "sources": {"metrics"},
-    "profile": {"numbers"},
-    "rules": {"metrics"},
+    "otlp": {"metrics", "sdk", "settings"},
+    "daily": {"metrics", "numbers", "sdk"},
     "model": {"metrics", "numbers", "profile", "sdk"},
-    "web": {"metrics", "numbers", "sdk"},
     "tasks": {"metrics", "numbers", "sdk"},
-    "telemetry": {"metrics", "model", "numbers", "profile", "sdk", "settings", "sources", "tasks", "web"},
+    "verbs": {"metrics", "numbers", "sdk"},
+    "web": {"metrics", "numbers", "sdk"},
 }
+DOWNWARD["telemetry"] = set(DOWNWARD) - {"rules"}
 ON_TOP = {"__init__", "testing", "cli", "render"}
 COSTLY = {"apscheduler", "fastapi", "numpy", "prometheus_client", "psutil", "pynvml", "starlette"}
 BANNED_WORDS = {

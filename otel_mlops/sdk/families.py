@@ -84,9 +84,7 @@ class Family:
         for written in self.written.values():
             written.series.clear()
 
-    def put(
-        self, key: str, series: Readable, attributes: Mapping[str, Any], bounds: Sequence[float]
-    ) -> Written | None:
+    def put(self, key: str, series: Readable, attributes: Mapping[str, Any], bounds: Sequence[float]) -> Written | None:
         """Add a series under its labels' text; None if its buckets are not those the labels have already."""
         written = self.written.get(key)
         if written is None:
@@ -120,7 +118,9 @@ class Family:
             pairs = dict(written.lines.pairs)
             if isinstance(written.lines, HistogramLines):
                 exemplars = written.exemplars() or [None] * (len(values) - 1)
-                for end, count, exemplar in zip(written.lines.ends, written.lines.added(values), exemplars, strict=True):
+                for end, count, exemplar in zip(
+                    written.lines.ends, written.lines.added(values), exemplars, strict=True
+                ):
                     metric.add_sample(f"{self.name}_bucket", pairs | {"le": end}, count, exemplar=_exemplar(exemplar))
                 metric.add_sample(f"{self.name}_count", pairs, math.fsum(values[:-1]))
                 metric.add_sample(f"{self.name}_sum", pairs, values[-1])
@@ -178,7 +178,9 @@ class Written:
         found = [kept.read() for each in self.series if (kept := getattr(each, "exemplars", None)) is not None]
         if not found:
             return None
-        return [max(filter(None, slot), key=lambda each: each.time_s, default=None) for slot in zip(*found, strict=True)]
+        return [
+            max(filter(None, slot), key=lambda each: each.time_s, default=None) for slot in zip(*found, strict=True)
+        ]
 
 
 def _exemplar(exemplar: Exemplar | None) -> PrometheusExemplar | None:

@@ -160,7 +160,12 @@ class PageReader(PrometheusMetricReader):
         return made
 
     def _put(
-        self, family: Family, key: str, series: Readable, attributes: Mapping[str, Any], bounds: Sequence[float] = ()
+        self,
+        family: Family,
+        key: str,
+        series: Readable,
+        attributes: Mapping[str, Any],
+        bounds: Sequence[float] = (),
     ) -> None:
         written = family.put(key, series, attributes, bounds)
         if written is None:

@@ -1,7 +1,7 @@
-"""MeterProvider and Meter: the stock SDK's, with the numbers of synchronous instruments in cells.
+"""MeterProvider: the stock SDK's, with the numbers of synchronous instruments in cells.
 
-Every private name of the SDK that the provider needs stands in this file, in `points.py`, `stream.py` and
-`instruments.py`; `tests/test_contract.py` names each, so that a new release of the SDK cannot break it unseen.
+Private names of the SDK are used in this folder only; `tests/sdk/test_contract.py` names each, so that a new
+release of the SDK cannot break it unseen.
 """
 
 from __future__ import annotations
@@ -11,30 +11,29 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
-from opentelemetry.metrics import CallbackOptions, NoOpMeter
 from opentelemetry.metrics import _internal as _api
 from opentelemetry.sdk import metrics as sdk
-from opentelemetry.sdk.metrics._internal.instrument import _Counter, _Gauge, _Histogram, _UpDownCounter
-from opentelemetry.sdk.metrics._internal.measurement_consumer import SynchronousMeasurementConsumer
-from opentelemetry.sdk.metrics._internal.metric_reader_storage import MetricReaderStorage
-from opentelemetry.sdk.metrics.export import MetricReader, MetricsData, ResourceMetrics, ScopeMetrics
-from opentelemetry.sdk.metrics.view import DefaultAggregation, DropAggregation, ExplicitBucketHistogramAggregation, View
+from opentelemetry.sdk.metrics.view import (
+    DefaultAggregation,
+    DropAggregation,
+    ExplicitBucketHistogramAggregation,
+    View,
+)
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from otel_mlops.metrics import DROPPED, OVERFLOW, Metric
 from otel_mlops.sdk import instruments
-from otel_mlops.sdk.callbacks import guarded
+from otel_mlops.sdk.consumer import Consumer
 from otel_mlops.sdk.ledger import Ledger
-from otel_mlops.sdk.points import Points
+from otel_mlops.sdk.meter import DisabledMeter, Meter, check_bounds
 from otel_mlops.sdk.stream import Stream
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.metrics import ExemplarFilter
+    from opentelemetry.sdk.metrics.export import MetricReader, MetricsData
     from opentelemetry.sdk.resources import Resource
 
 _logger = logging.getLogger(__name__)
@@ -50,220 +49,6 @@ _FILTERS = {
     sdk.AlwaysOnExemplarFilter: "always_on",
     sdk.AlwaysOffExemplarFilter: "always_off",
 }
-
-_STOCK = {"counter": _Counter, "updown": _UpDownCounter, "histogram": _Histogram, "gauge": _Gauge}
-_OURS = {
-    "counter": instruments.Counter,
-    "updown": instruments.UpDownCounter,
-    "histogram": instruments.Histogram,
-    "gauge": instruments.Gauge,
-}
-
-
-class Meter(sdk.Meter):
-    """Makes instruments; the synchronous ones record into cells, the observable ones are the stock SDK's."""
-
-    def __init__(self, scope: InstrumentationScope, provider: MeterProvider) -> None:
-        config = provider._apply_meter_configurator(scope)
-        super().__init__(scope, provider._measurement_consumer, _meter_config=config)
-        self._provider = provider
-        self.fresh_locks()
-
-    def fresh_locks(self) -> None:
-        """Make locks that a signal handler, a `__del__` and a forked child can take while they are held."""
-        self._instrument_registration_lock = threading.RLock()  # type: ignore[assignment]
-        self._instrument_ids_lock = threading.RLock()  # type: ignore[assignment]
-
-    def create_counter(self, name: str, unit: str = "", description: str = "") -> Any:
-        """Create a counter, or return the one that was created before under the same identity."""
-        return self._create("counter", name, unit, description)
-
-    def create_up_down_counter(self, name: str, unit: str = "", description: str = "") -> Any:
-        """Create an up-down counter."""
-        return self._create("updown", name, unit, description)
-
-    def create_gauge(self, name: str, unit: str = "", description: str = "") -> Any:
-        """Create a gauge."""
-        return self._create("gauge", name, unit, description)
-
-    def create_histogram(
-        self,
-        name: str,
-        unit: str = "",
-        description: str = "",
-        *,
-        explicit_bucket_boundaries_advisory: Sequence[float] | None = None,
-    ) -> Any:
-        """Create a histogram.
-
-        Errors: ValueError if the bounds are not finite numbers in rising order; the stock SDK raises it out
-        of the first `record()`.
-        """
-        bounds = None
-        if explicit_bucket_boundaries_advisory is not None:
-            bounds = _bounds(explicit_bucket_boundaries_advisory)
-        return self._create("histogram", name, unit, description, bounds=bounds)
-
-    def create_observable_counter(self, name: str, callbacks: Any = None, unit: str = "", description: str = "") -> Any:
-        """Create an observable counter; a second one of the same identity adds its callbacks to the first."""
-        return self._observable(super().create_observable_counter, name, callbacks, unit, description)
-
-    def create_observable_up_down_counter(
-        self, name: str, callbacks: Any = None, unit: str = "", description: str = ""
-    ) -> Any:
-        """Create an observable up-down counter."""
-        return self._observable(super().create_observable_up_down_counter, name, callbacks, unit, description)
-
-    def create_observable_gauge(self, name: str, callbacks: Any = None, unit: str = "", description: str = "") -> Any:
-        """Create an observable gauge."""
-        return self._observable(super().create_observable_gauge, name, callbacks, unit, description)
-
-    def instrument(self, row: Metric) -> Any:
-        """The instrument of a row of the catalogue."""
-        kind = "gauge" if row.kind in ("info", "stateset") else row.kind
-        return self._create(kind, row.name, row.unit, row.help, bounds=row.buckets or None, row=row)
-
-    def _create(
-        self,
-        kind: str,
-        name: str,
-        unit: str,
-        description: str,
-        *,
-        bounds: tuple[float, ...] | None = None,
-        row: Metric | None = None,
-    ) -> Any:
-        stock: type = _STOCK[kind]
-        ours: Any = _OURS[kind]
-        unit, description = unit or "", description or ""
-        with self._instrument_registration_lock:
-            status = self._register_instrument(name, stock, unit, description, bounds)  # type: ignore[arg-type]
-            found: Any = self._instrument_id_instrument.get(status.instrument_id)
-            if found is None:
-                found = ours(
-                    name,
-                    self._instrumentation_scope,
-                    self._measurement_consumer,
-                    unit,
-                    description,
-                    _meter_config=self._meter_config,
-                )
-                found._open(self._provider._streams_of(found, kind, bounds, row))
-                found._enable(self._is_enabled())
-                self._instrument_id_instrument[status.instrument_id] = found
-        if status.conflict:
-            _logger.warning("%s was created before with other bucket bounds, which stay", name)
-        return found
-
-    def _observable(self, create: Callable[..., Any], name: str, callbacks: Any, unit: str, description: str) -> Any:
-        guards = [guarded(each, name, self._provider.count_dropped) for each in callbacks or ()]
-        before = set(self._instrument_id_instrument)
-        instrument = create(name, guards, unit or "", description or "")
-        if set(self._instrument_id_instrument) == before:
-            # The stock SDK drops the callbacks of the second without a word.
-            known = {getattr(each, "callback", None) for each in instrument._callbacks}
-            instrument._callbacks.extend(each for each in guards if each.callback not in known)
-        return instrument
-
-    def _set_meter_config(self, meter_config: Any) -> None:
-        super()._set_meter_config(meter_config)
-        for instrument in self._instrument_id_instrument.values():
-            if isinstance(instrument, instruments.Instrument):
-                instrument._enable(meter_config.is_enabled)
-
-
-class DisabledMeter(NoOpMeter):
-    """The meter of a provider that is disabled or shut down: its instruments have `bind()` too."""
-
-    def create_counter(self, name: str, unit: str = "", description: str = "") -> Any:
-        """Create a counter that records nothing."""
-        return instruments.NoOpCounter(name, unit=unit, description=description)
-
-    def create_up_down_counter(self, name: str, unit: str = "", description: str = "") -> Any:
-        """Create an up-down counter that records nothing."""
-        return instruments.NoOpUpDownCounter(name, unit=unit, description=description)
-
-    def create_gauge(self, name: str, unit: str = "", description: str = "") -> Any:
-        """Create a gauge that records nothing."""
-        return instruments.NoOpGauge(name, unit=unit, description=description)
-
-    def create_histogram(self, name: str, unit: str = "", description: str = "", **advisory: Any) -> Any:
-        """Create a histogram that records nothing."""
-        return instruments.NoOpHistogram(name, unit=unit, description=description)
-
-    def instrument(self, row: Metric) -> Any:
-        """The instrument of a row, recording nothing."""
-        create = {"counter": self.create_counter, "updown": self.create_up_down_counter, "histogram": self.create_histogram}
-        return create.get(row.kind, self.create_gauge)(row.name, row.unit, row.help)
-
-
-class Consumer(SynchronousMeasurementConsumer):
-    """Runs the callbacks of observable instruments, and adds what stands in the cells."""
-
-    def __init__(self, sdk_config: Any, streams: Callable[[], list[Stream]]) -> None:
-        super().__init__(sdk_config, ())
-        # A callback may create an observable instrument: a plain lock would wait for itself for ever.
-        self._lock = threading.RLock()  # type: ignore[assignment]
-        self._streams = streams
-        self._points: WeakKeyDictionary[MetricReader, Points] = WeakKeyDictionary()
-
-    def add_metric_reader(self, metric_reader: MetricReader) -> None:
-        """Begin to keep what this reader saw last."""
-        super().add_metric_reader(metric_reader)
-        self._points[metric_reader] = Points(metric_reader)
-
-    def observe(self, metric_reader: MetricReader, timeout_millis: float = 10_000) -> MetricsData | None:
-        """Run all callbacks and return what they say.
-
-        A callback that overruns the time is not interrupted; the ones after it are left out this once. The
-        stock SDK fails the whole collection instead.
-        """
-        deadline = time.monotonic() + timeout_millis / 1e3
-        with self._lock:
-            storage = self._reader_storages.get(metric_reader)
-            if storage is None:
-                return None
-            for instrument in self._async_instruments:
-                left_s = deadline - time.monotonic()
-                if left_s <= 0:
-                    _logger.warning("callbacks took longer than %.1f s; those after %s are left out", timeout_millis / 1e3, instrument.name)
-                    break
-                for measurement in instrument.callback(CallbackOptions(timeout_millis=left_s * 1e3)):
-                    storage.consume_measurement(measurement, False)
-            return storage.collect()
-
-    def collect(self, metric_reader: MetricReader, timeout_millis: float = 10_000) -> MetricsData | None:
-        """Return everything, cells and observables, as one reader wants it."""
-        with self._lock:
-            points = self._points.get(metric_reader)
-            if points is None:
-                return None
-            observed = self.observe(metric_reader, timeout_millis)
-            scopes: dict[InstrumentationScope, ScopeMetrics] = {}
-            for resource_metrics in observed.resource_metrics if observed else ():
-                scopes.update({each.scope: each for each in resource_metrics.scope_metrics})
-            for stream, metric in points.read(self._streams()):
-                scope = scopes.setdefault(stream.scope, ScopeMetrics(stream.scope, [], stream.scope.schema_url or ""))
-                scope.metrics.append(metric)  # type: ignore[attr-defined]
-        if not scopes:
-            return None
-        resource = self._sdk_config.resource
-        return MetricsData([ResourceMetrics(resource, list(scopes.values()), resource.schema_url)])
-
-    def after_fork(self) -> None:
-        """Begin anew in a forked child: fresh locks, and readers that have seen nothing."""
-        self._lock = threading.RLock()  # type: ignore[assignment]
-        storages: dict[Any, MetricReaderStorage] = {}
-        for reader in self._reader_storages:
-            asked: Any = reader
-            storages[reader] = MetricReaderStorage(
-                self._sdk_config,
-                asked._instrument_class_temporality,
-                asked._instrument_class_aggregation,
-                asked._instrument_class_cardinality_limit,
-            )
-            self._points[reader] = Points(reader)
-        self._reader_storages = storages
 
 
 class MeterProvider(sdk.MeterProvider):
@@ -341,7 +126,10 @@ class MeterProvider(sdk.MeterProvider):
     def totals(self, row: Metric) -> list[tuple[Mapping[str, Any], float]]:
         """The attributes and the value, or the count, of every series of a row."""
         return [
-            (series.attributes, math.fsum(series.read()[:-1]) if stream.kind == "histogram" else series.read()[0])
+            (
+                series.attributes,
+                math.fsum(series.read()[:-1]) if stream.kind == "histogram" else series.read()[0],
+            )
             for stream in self.streams()
             if stream.row is row
             for series in stream.living()
@@ -510,16 +298,4 @@ def _check_view(view: View) -> None:
         )
         raise ValueError(msg)
     if isinstance(aggregation, ExplicitBucketHistogramAggregation):
-        _bounds(aggregation._boundaries or DEFAULT_BOUNDS)
-
-
-def _bounds(bounds: Sequence[float]) -> tuple[float, ...]:
-    try:
-        numbers = tuple(float(each) for each in bounds)
-        fit = all(low < high for low, high in pairwise(numbers)) and all(map(math.isfinite, numbers))
-    except (TypeError, ValueError, OverflowError):
-        numbers, fit = (), False
-    if not fit:
-        msg = f"explicit_bucket_boundaries_advisory must be finite numbers in rising order, not {bounds!r:.200}"
-        raise ValueError(msg)
-    return numbers
+        check_bounds(aggregation._boundaries or DEFAULT_BOUNDS)

@@ -88,7 +88,11 @@ class Series:
         with stream.ledger.lock:
             if self.place is None:
                 self.born_ns = time.time_ns()
-                description = [stream.number(), [[key, value] for key, value in self.attributes.items()], self.born_ns]
+                description = [
+                    stream.number(),
+                    [[key, value] for key, value in self.attributes.items()],
+                    self.born_ns,
+                ]
                 place = stream.ledger.append(SERIES, description, self.size)
                 self.place = place
                 self.cells = self._shape(place.cells)

@@ -190,11 +190,19 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(HTTPStatus.OK, body, page.content_type, headers)
 
     def _send(
-        self, status: HTTPStatus, body: bytes, content_type: str = "text/plain; charset=utf-8", headers: Any = None
+        self,
+        status: HTTPStatus,
+        body: bytes,
+        content_type: str = "text/plain; charset=utf-8",
+        headers: Any = None,
     ) -> None:
         self.close_connection = True
         self.send_response(status)
-        for name, value in {"Content-Type": content_type, "Content-Length": str(len(body)), **(headers or {})}.items():
+        for name, value in {
+            "Content-Type": content_type,
+            "Content-Length": str(len(body)),
+            **(headers or {}),
+        }.items():
             self.send_header(name, value)
         self.send_header("Connection", "close")
         self.end_headers()

@@ -148,7 +148,10 @@ class Stream:
         if reason not in self._told:
             self._told.add(reason)
             _logger.warning(
-                "%s: dropped %.80r (%s); more of the same are counted in otel_mlops_dropped_total", self.name, value, reason
+                "%s: dropped %.80r (%s); more of the same are counted in otel_mlops_dropped_total",
+                self.name,
+                value,
+                reason,
             )
         self.on_dropped(self, reason)
 
