@@ -59,10 +59,7 @@ def _texts(root: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _metrics(seen: set[str]) -> str:
-    shown = {
-        domain: [metric for metric in metrics if metric.page_name in seen]
-        for domain, metrics in DOMAINS.items()
-    }
+    shown = {domain: [metric for metric in metrics if metric.page_name in seen] for domain, metrics in DOMAINS.items()}
     used = {metric.across for metrics in shown.values() for metric in metrics}
     lines = [
         "# Metrics",
@@ -101,9 +98,7 @@ def _domain(metrics: Sequence[Metric]) -> Iterator[str]:
         ),
     )
     closed = {
-        f"- `{label}` is one of {_code_list(values)}."
-        for metric in metrics
-        for label, values in metric.values.items()
+        f"- `{label}` is one of {_code_list(values)}." for metric in metrics for label, values in metric.values.items()
     }
     buckets = [
         f"- `{metric.page_name}` has the buckets {_code_list(map(_number, metric.buckets))}."

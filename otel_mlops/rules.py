@@ -41,8 +41,7 @@ ALERTS: tuple[Alert, ...] = (
         lasting="5m",
         severity="warning",
         summary=(
-            "GPU {{ $labels.gpu_id }} ({{ $labels.gpu_name }}) is busy "
-            '{{ $value | printf "%.0f" }} % of the time'
+            'GPU {{ $labels.gpu_id }} ({{ $labels.gpu_name }}) is busy {{ $value | printf "%.0f" }} % of the time'
         ),
         description=(
             "More than 90 % for 5 minutes. A busy GPU is no fault by itself: "
@@ -55,8 +54,7 @@ ALERTS: tuple[Alert, ...] = (
         lasting="1m",
         severity="critical",
         summary=(
-            "Model {{ $labels.model_version }} has an accuracy of "
-            '{{ $value | printf "%.3f" }} on {{ $labels.dataset }}'
+            'Model {{ $labels.model_version }} has an accuracy of {{ $value | printf "%.3f" }} on {{ $labels.dataset }}'
         ),
         description=(
             "Below 0.85 for 1 minute. Compare with the version before and with the drift scores: "

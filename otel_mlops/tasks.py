@@ -307,7 +307,7 @@ def _start_scheduler() -> Any:
     class Launcher(BaseExecutor):  # type: ignore[misc]
         """Begins a run and does not wait for it."""
 
-        def _do_submit_job(self, job: Any, run_times: Any) -> None:  # noqa: ARG002 (APScheduler's signature)
+        def _do_submit_job(self, job: Any, run_times: Any) -> None:
             job.func(*job.args)
             self._run_job_success(job.id, [])
 

@@ -1,21 +1,16 @@
-"""configure_telemetry() and Telemetry: the wiring of everything a service has, and when it starts and ends."""
+"""Telemetry: the wiring of everything a service has, and when it starts and ends."""
 
 from __future__ import annotations
 
-import atexit
 import logging
-import os
 import platform
-import sys
 import threading
 import time
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
-from opentelemetry import metrics as otel_metrics
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
 
@@ -23,7 +18,7 @@ from otel_mlops import metrics as rows
 from otel_mlops.daily import Daily
 from otel_mlops.sdk import group
 from otel_mlops.sdk.ledger import Ledger
-from otel_mlops.sdk.provider import MeterProvider, become_global, exemplar_filter
+from otel_mlops.sdk.provider import MeterProvider, exemplar_filter
 from otel_mlops.settings import Settings
 from otel_mlops.verbs import Verbs
 
@@ -52,7 +47,7 @@ _OBSERVED = (
 class Telemetry(Verbs):
     """What a service says about itself: made by `configure_telemetry`, found again by `get_telemetry`.
 
-    A context manager, plain and async, that shuts down at its end.
+    A context manager, plain and async, that shuts down at its end; `at_end` is called when it has.
     """
 
     def __init__(
@@ -72,6 +67,7 @@ class Telemetry(Verbs):
         self.settings = settings
         self._lock = threading.RLock()
         self._started = self._ended = False
+        self.at_end: list[Callable[[Telemetry], None]] = []
         self._models: dict[tuple[str, str], Any] = {}
         self._page = PageReader(registry=registry)
         self.meter_provider = MeterProvider(
@@ -216,17 +212,17 @@ class Telemetry(Verbs):
         if self.tracer_provider is not None:
             _within(max(0.0, deadline - time.monotonic()), self.tracer_provider.shutdown)
         self._server.stop(max(0.1, deadline - time.monotonic()))
-        atexit.unregister(self.shutdown)
-        _forget_current(self)
+        for call in self.at_end:
+            call(self)
 
-    def __enter__(self) -> Telemetry:
+    def __enter__(self) -> Self:
         self.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.shutdown()
 
-    async def __aenter__(self) -> Telemetry:
+    async def __aenter__(self) -> Self:
         self.start()
         return self
 
@@ -239,7 +235,9 @@ class Telemetry(Verbs):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Be configured anew where an application that holds us is unpickled: threads and sockets do not travel."""
-        return _configure, (self.settings,)
+        from otel_mlops.configure import configure
+
+        return configure, (self.settings,)
 
     # --- Wiring ----------------------------------------------------------------------------------------------
 
@@ -313,114 +311,6 @@ class Telemetry(Verbs):
             self._push = None
 
 
-# --- The one of this process -----------------------------------------------------------------------------------
-
-_current: Telemetry | None = None
-_configuring = threading.RLock()
-
-
-def configure_telemetry(
-    app: Any = None,
-    *,
-    registry: CollectorRegistry | None = None,
-    views: Sequence[View] = (),
-    metric_readers: Sequence[MetricReader] = (),
-    **settings: Any,
-) -> Telemetry:
-    """Make the telemetry of this process and return its handle; call it once, at start-up.
-
-    With `app`, its requests are measured, and sockets and threads start with its lifespan or its first
-    request; without one they start now. The keywords are those of `Settings`; what is not given comes from
-    the environment. Called again with the same settings it returns the same handle.
-
-    Errors:  TypeError or ValueError for a setting, naming the argument or variable, its value and what was
-             expected; RuntimeError if the process is configured otherwise already, naming the differences.
-    """
-    fallback = getattr(app, "title", None) or Path(sys.argv[0] or "python").stem or "python"
-    if fallback == "FastAPI":  # nobody has chosen that title
-        fallback = Path(sys.argv[0] or "python").stem
-    chosen = Settings.from_env(fallback_service_name=fallback, **settings)
-    telemetry = _configure(chosen, registry=registry, views=views, metric_readers=metric_readers)
-    if app is not None:
-        telemetry.instrument_app(app)
-    else:
-        telemetry.start()
-    return telemetry
-
-
-def get_telemetry() -> Telemetry:
-    """Return the telemetry of this process.
-
-    Errors:  RuntimeError before `configure_telemetry()` was called.
-    """
-    if _current is None:
-        raise RuntimeError("telemetry is not configured: call configure_telemetry() at start-up, before this")
-    return _current
-
-
-def initialize_metrics(
-    start_server: bool = True,
-    server_port: int | None = None,
-    start_monitoring: bool = True,
-    monitoring_interval: float | None = None,
-    *,
-    registry: CollectorRegistry | None = None,
-    **settings: Any,
-) -> Telemetry:
-    """Configure the telemetry of this process; `configure_telemetry` under the specification's name."""
-    if server_port is not None:
-        settings["port"] = server_port
-    if monitoring_interval is not None:
-        settings["monitoring_interval"] = monitoring_interval
-    return configure_telemetry(
-        start_server=start_server, start_monitoring=start_monitoring, registry=registry, **settings
-    )
-
-
-def get_metrics() -> Telemetry:
-    """Return the telemetry of this process; `get_telemetry` under the specification's name."""
-    return get_telemetry()
-
-
-def _configure(settings: Settings, **more: Any) -> Telemetry:
-    global _current
-    with _configuring:
-        if _current is not None:
-            difference = _current.settings.difference(settings)
-            if difference:
-                told = "; ".join(f"{name} is {ours!r}, now {theirs!r}" for name, (ours, theirs) in difference.items())
-                raise RuntimeError(f"telemetry is configured already with other settings: {told}")
-            return _current
-        telemetry = Telemetry(settings, **more)
-        _make_current(telemetry)
-        return telemetry
-
-
-def _make_current(telemetry: Telemetry) -> None:
-    global _current
-    _current = telemetry
-    if telemetry.settings.set_global and not telemetry.settings.disabled:
-        become_global(telemetry.meter_provider)
-        if telemetry.tracer_provider is not None:
-            trace.set_tracer_provider(telemetry.tracer_provider)
-    # Workers of most servers end without running this: the lifespan's end does it for them.
-    atexit.register(telemetry.shutdown)
-
-
-def _own_version() -> str:
-    try:
-        return version("otel-mlops")
-    except PackageNotFoundError:
-        return "unknown"  # run from a checkout that is not installed
-
-
-def _forget_current(telemetry: Telemetry) -> None:
-    global _current
-    with _configuring:
-        if _current is telemetry:
-            _current = None
-
-
 def _at_fork(telemetry: Telemetry) -> None:
     if not hasattr(os, "register_at_fork"):
         return
@@ -431,6 +321,13 @@ def _at_fork(telemetry: Telemetry) -> None:
             alive.after_fork()
 
     os.register_at_fork(after_in_child=after_in_child)
+
+
+def _own_version() -> str:
+    try:
+        return version("otel-mlops")
+    except PackageNotFoundError:
+        return "unknown"  # run from a checkout that is not installed
 
 
 def _within(timeout_s: float, call: Callable[[], Any]) -> bool:

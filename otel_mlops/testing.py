@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from otel_mlops import telemetry as _telemetry
+from otel_mlops.configure import current
 from otel_mlops.settings import Settings
 from otel_mlops.telemetry import Telemetry
 
@@ -74,13 +74,13 @@ def fresh_telemetry(*, sources: Mapping[str, Source] | None = None, **settings: 
     """
     private: dict[str, Any] = {"service_name": "test", "start_server": False, "set_global": False, "host": "127.0.0.1"}
     telemetry = Telemetry(Settings(**(private | settings)), sources=sources or {})
-    before = _telemetry._current
-    _telemetry._current = telemetry
+    before = current.telemetry
+    current.telemetry = telemetry
     try:
         yield telemetry
     finally:
         telemetry.shutdown()
-        _telemetry._current = before
+        current.telemetry = before
 
 
 try:

@@ -90,7 +90,13 @@ class Verbs:
         self.instrument(rows.MODEL_LOAD_DURATION).record(duration, _model(model_version, model_name))
 
     def set_model_info(
-        self, model_name: str, model_version: str, *, stage: str = "", type: str = "", features: int | str = ""
+        self,
+        model_name: str,
+        model_version: str,
+        *,
+        stage: str = "",
+        type: str = "",
+        features: int | str = "",  # noqa: A002
     ) -> None:
         """Say what a model is; what was said of this name and version before is replaced."""
         model = _model(model_version, model_name)

@@ -12,7 +12,7 @@ from opentelemetry.metrics import CallbackOptions, Observation
 _logger = logging.getLogger(__name__)
 
 
-class guarded:
+class Guarded:
     """A callback whose failures are logged once per change of state and counted; a plain callable to the SDK.
 
     What it said before it failed is kept. Values that are no finite numbers are left out: there is no such

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from otel_mlops.sdk.ledger import is_alive
 
-_SHARED_MEMORY = Path("/dev/shm")
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  (its folder in there is checked for owner, mode and links)
 _ABANDONED_AFTER_S = 60.0
 
 

@@ -55,7 +55,9 @@ class Ledger:
     in private memory, `fault` says why, and `on_fault` is told once.
     """
 
-    def __init__(self, folder: Callable[[], Path] | None = None, *, on_fault: Callable[[str], None] | None = None):
+    def __init__(
+        self, folder: Callable[[], Path] | None = None, *, on_fault: Callable[[str], None] | None = None
+    ) -> None:
         self._folder = folder
         self._on_fault = on_fault
         self._begin()
@@ -65,7 +67,6 @@ class Ledger:
         self.path: Path | None = None
         self.fault: str | None = None
         self._lock_file = -1
-        self._opened = False
         self._closed = False
         self._file_bytes = 0
         self._segment = memoryview(b"")
@@ -131,10 +132,8 @@ class Ledger:
         if self._folder is None or self._closed or self.fault is not None or os.name != "posix":
             return None
         try:
-            if not self._opened:
-                self._opened = True
+            if self.path is None:
                 self.path, self._lock_file = _create(self._folder(), length)
-            assert self.path is not None
             # A mapping keeps a copy of its descriptor; the lock has one of its own, so that a forked
             # child that closes the lock's does not go on holding it through the mapping.
             file = os.open(self.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)

@@ -14,7 +14,7 @@ from opentelemetry.sdk import metrics as sdk
 from opentelemetry.sdk.metrics._internal.instrument import _Counter, _Gauge, _Histogram, _UpDownCounter
 
 from otel_mlops.sdk import instruments
-from otel_mlops.sdk.callbacks import guarded
+from otel_mlops.sdk.callbacks import Guarded
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.util.instrumentation import InstrumentationScope
@@ -129,7 +129,7 @@ class Meter(sdk.Meter):
         return found
 
     def _observable(self, create: Callable[..., Any], name: str, callbacks: Any, unit: str, description: str) -> Any:
-        guards = [guarded(each, name, self._provider.count_dropped) for each in callbacks or ()]
+        guards = [Guarded(each, name, self._provider.count_dropped) for each in callbacks or ()]
         before = set(self._instrument_id_instrument)
         instrument = create(name, guards, unit or "", description or "")
         if set(self._instrument_id_instrument) == before:

@@ -296,6 +296,6 @@ def _check_view(view: View) -> None:
             f"views: {type(aggregation).__name__} cannot be honoured; expected no aggregation, DropAggregation or "
             "ExplicitBucketHistogramAggregation"
         )
-        raise ValueError(msg)
+        raise ValueError(msg)  # noqa: TRY004  (the view is one; its aggregation is a value of it)
     if isinstance(aggregation, ExplicitBucketHistogramAggregation):
         check_bounds(aggregation._boundaries or DEFAULT_BOUNDS)

@@ -177,7 +177,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._send(HTTPStatus.NOT_FOUND, b"The page is at /metrics.\n")
 
-    do_HEAD = do_GET
+    do_HEAD = do_GET  # noqa: N815  (http.server looks for this name)
 
     def _send_page(self) -> None:
         page = self.server.page(self.headers.get("Accept"))
@@ -218,6 +218,6 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing of versions."""
         return "otel-mlops"
 
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  (its name in the base class)
         """Scrapes are not worth a line each."""
         _logger.debug(format, *args)

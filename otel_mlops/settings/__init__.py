@@ -25,9 +25,7 @@ SOURCES = ("host",)
 _PREFIX = "OTEL_MLOPS_"
 # Kubernetes tells every pod of the Services beside it: one named `otel-mlops-…` sets variables of this shape
 # and OTEL_MLOPS_…_PORT to a URL. Nobody mistyped those, and they must not keep a pod from starting.
-_SERVICE_LINK = re.compile(
-    r"\w+_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_PROTO|_PORT|_ADDR)?)"
-)
+_SERVICE_LINK = re.compile(r"\w+_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_PROTO|_PORT|_ADDR)?)")
 
 
 def in_container(environ: Mapping[str, str], root: Path = Path("/")) -> bool:
@@ -245,9 +243,7 @@ class Settings:
         """Return the fields in which two settings differ with both values, fit to be shown in a message."""
         pairs = {row: (getattr(self, row.field), getattr(other, row.field)) for row in SETTINGS}
         return {
-            row.field: (row.shown(ours), row.shown(theirs))
-            for row, (ours, theirs) in pairs.items()
-            if ours != theirs
+            row.field: (row.shown(ours), row.shown(theirs)) for row, (ours, theirs) in pairs.items() if ours != theirs
         }
 
 

@@ -151,9 +151,7 @@ class _Disks:
             if stuck is not None and stuck.is_alive():
                 continue
             samples: list[Sample] = []
-            asking = threading.Thread(
-                name="otel-mlops-disk", target=self._ask, args=(mounts, samples), daemon=True
-            )
+            asking = threading.Thread(name="otel-mlops-disk", target=self._ask, args=(mounts, samples), daemon=True)
             asking.start()
             asking.join(self._timeout_s)
             if asking.is_alive():

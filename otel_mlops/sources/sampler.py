@@ -88,9 +88,7 @@ class Sampler:
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        self._terms = _Terms(
-            _seconds("interval_s", interval_s), _seconds("patience_s", patience_s), clock, on_dropped
-        )
+        self._terms = _Terms(_seconds("interval_s", interval_s), _seconds("patience_s", patience_s), clock, on_dropped)
         self._at_midnight = at_midnight
         self._wall_clock = wall_clock
         self._day = int(wall_clock() // _DAY_S)
@@ -106,9 +104,7 @@ class Sampler:
             if self._keeper is not None:
                 return
             self._stop = threading.Event()
-            keeper = threading.Thread(
-                name="otel-mlops-keeper", target=self._keep, args=(self._stop,), daemon=True
-            )
+            keeper = threading.Thread(name="otel-mlops-keeper", target=self._keep, args=(self._stop,), daemon=True)
             try:
                 keeper.start()
             except RuntimeError:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from os import getpid
 from typing import Any, Protocol
 
 from otel_mlops.metrics import (
@@ -22,6 +22,19 @@ from otel_mlops.web.routes import Scope, Templates
 
 _MOST_REMEMBERED = 4096
 """How many handles of a kind are kept: there are fewer routes, unless an application makes them up."""
+
+
+_process = object()
+"""Stands for this process; a forked child has another. Cheaper to compare than the process's number is to ask."""
+
+
+def _after_in_child() -> None:
+    global _process
+    _process = object()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_in_child)
 
 
 class Settings(Protocol):
@@ -112,7 +125,7 @@ class RequestMetrics:
         self.app = app
         self._telemetry = telemetry
         self._hides_from_fastapi = hides_from_fastapi
-        self._started_in: int | None = None
+        self._started_in: object = None
         header = telemetry.settings.request_timing_header
         self.timing_header = None if header is None else header.lower().encode("latin-1")
         self.templates = Templates()
@@ -136,13 +149,13 @@ class RequestMetrics:
         """Run the application for one lifespan, request or connection."""
         kind = scope["type"]
         if kind == "lifespan":
-            self._started_in = getpid()
+            self._started_in = _process
             await lifespan.live(self._telemetry, self.app, scope, receive, send)
             self._started_in = None
             return
-        if self._started_in != getpid():
+        if self._started_in is not _process:
             # The lifespan is off, or this process was forked from one that had started.
-            self._started_in = getpid()
+            self._started_in = _process
             await lifespan.start(self._telemetry)
         if EXCHANGE in scope or kind not in ("http", "websocket"):
             await self.app(scope, receive, send)

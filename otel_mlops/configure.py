@@ -1,0 +1,125 @@
+"""configure_telemetry(): makes the one telemetry of this process, and finds it again."""
+
+from __future__ import annotations
+
+import atexit
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry import trace
+
+from otel_mlops.sdk.provider import become_global
+from otel_mlops.settings import Settings
+from otel_mlops.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.metrics.export import MetricReader
+    from opentelemetry.sdk.metrics.view import View
+    from prometheus_client import CollectorRegistry
+
+
+class _Current:
+    """The telemetry of this process, once it is configured."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.telemetry: Telemetry | None = None
+
+    def forget(self, telemetry: Telemetry) -> None:
+        """Be as before the configuration, if this is the telemetry that was configured."""
+        with self.lock:
+            if self.telemetry is telemetry:
+                self.telemetry = None
+
+
+current = _Current()
+
+
+def configure_telemetry(
+    app: Any = None,
+    *,
+    registry: CollectorRegistry | None = None,
+    views: Sequence[View] = (),
+    metric_readers: Sequence[MetricReader] = (),
+    **settings: Any,
+) -> Telemetry:
+    """Make the telemetry of this process and return its handle; call it once, at start-up.
+
+    With `app`, its requests are measured, and sockets and threads start with its lifespan or its first
+    request; without one they start now. The keywords are those of `Settings`; what is not given comes from
+    the environment. Called again with the same settings it returns the same handle.
+
+    Errors:  TypeError or ValueError for a setting, naming the argument or variable, its value and what was
+             expected; RuntimeError if the process is configured otherwise already, naming the differences.
+    """
+    script = Path(sys.argv[0] or "python").stem
+    title = getattr(app, "title", None)
+    fallback = title if title and title != "FastAPI" else script  # nobody has chosen that title
+    chosen = Settings.from_env(fallback_service_name=fallback, **settings)
+    telemetry = configure(chosen, registry=registry, views=views, metric_readers=metric_readers)
+    if app is not None:
+        telemetry.instrument_app(app)
+    else:
+        telemetry.start()
+    return telemetry
+
+
+def configure(settings: Settings, **more: Any) -> Telemetry:
+    """Return the telemetry of these settings, made if there is none yet; it is not started."""
+    with current.lock:
+        known = current.telemetry
+        if known is not None:
+            difference = known.settings.difference(settings)
+            if difference:
+                told = "; ".join(f"{name} is {ours!r}, now {theirs!r}" for name, (ours, theirs) in difference.items())
+                msg = f"telemetry is configured already with other settings: {told}"
+                raise RuntimeError(msg)
+            return known
+        telemetry = Telemetry(settings, **more)
+        if settings.set_global and not settings.disabled:
+            become_global(telemetry.meter_provider)
+            if telemetry.tracer_provider is not None:
+                trace.set_tracer_provider(telemetry.tracer_provider)
+        # Workers of most servers end without running this: the lifespan's end does it for them.
+        atexit.register(telemetry.shutdown)
+        telemetry.at_end += [lambda ended: atexit.unregister(ended.shutdown), current.forget]
+        current.telemetry = telemetry
+        return telemetry
+
+
+def get_telemetry() -> Telemetry:
+    """Return the telemetry of this process.
+
+    Errors:  RuntimeError before `configure_telemetry()` was called.
+    """
+    if current.telemetry is None:
+        msg = "telemetry is not configured: call configure_telemetry() at start-up, before this"
+        raise RuntimeError(msg)
+    return current.telemetry
+
+
+def initialize_metrics(
+    start_server: bool = True,
+    server_port: int | None = None,
+    start_monitoring: bool = True,
+    monitoring_interval: float | None = None,
+    *,
+    registry: CollectorRegistry | None = None,
+    **settings: Any,
+) -> Telemetry:
+    """Configure the telemetry of this process: `configure_telemetry` under the specification's name."""
+    if server_port is not None:
+        settings["port"] = server_port
+    if monitoring_interval is not None:
+        settings["monitoring_interval"] = monitoring_interval
+    return configure_telemetry(
+        start_server=start_server, start_monitoring=start_monitoring, registry=registry, **settings
+    )
+
+
+def get_metrics() -> Telemetry:
+    """Return the telemetry of this process: `get_telemetry` under the specification's name."""
+    return get_telemetry()
