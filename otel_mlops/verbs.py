@@ -95,8 +95,8 @@ class Verbs:
         model_version: str,
         *,
         stage: str = "",
-        type: str = "",
-        features: int | str = "",  # noqa: A002
+        type: str = "",  # noqa: A002  (the label's name)
+        features: int | str = "",
     ) -> None:
         """Say what a model is; what was said of this name and version before is replaced."""
         model = _model(model_version, model_name)
