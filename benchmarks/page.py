@@ -68,9 +68,7 @@ def stock() -> Work:
 
     registry = CollectorRegistry()
     meter = MeterProvider(metric_readers=[PrometheusMetricReader(registry=registry)]).get_meter("bench")
-    histogram = meter.create_histogram(
-        "prediction.duration", unit="s", explicit_bucket_boundaries_advisory=BOUNDS
-    )
+    histogram = meter.create_histogram("prediction.duration", unit="s", explicit_bucket_boundaries_advisory=BOUNDS)
 
     def record(number: int) -> Callable[[float], object]:
         labels = attributes(number)
@@ -90,9 +88,7 @@ def client() -> Work:
     return _rendered(generate_latest, registry, records)
 
 
-def _rendered(
-    render: Callable[[Any], bytes], registry: Any, records: Sequence[Callable[[float], object]]
-) -> Work:
+def _rendered(render: Callable[[Any], bytes], registry: Any, records: Sequence[Callable[[float], object]]) -> Work:
     _change(records)
     _checked(lambda: render(registry))
     return Work("render(registry)", {"render": render, "registry": registry}, before=lambda: _change(records))

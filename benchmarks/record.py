@@ -155,9 +155,7 @@ def lines(*, quick: bool) -> Iterator[Line]:
     yield one.line("bound histogram, one record", client, "bound histogram", "client histogram", target=0.4)
     yield one.line("bound histogram, one record", stock, "bound histogram", "stock histogram", target=1 / 25)
     yield one.line("counter.add, 3 attributes", stock, "our counter, 3", "stock counter, 3", target=1 / 12)
-    yield one.line(
-        "counter.add, 5 attributes, an int", stock, "our counter, 5", "stock counter, 5", target=1 / 8
-    )
+    yield one.line("counter.add, 5 attributes, an int", stock, "our counter, 5", "stock counter, 5", target=1 / 8)
 
     many = _batches(rounds)
     without = _batches_without_numpy(rounds)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+import re
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+
+from otel_mlops.metrics import CATALOGUE
+from otel_mlops.sdk.page import Page, PageReader
+from otel_mlops.sdk.text import TEXT
 
 TESTS = Path(__file__).parent
 MAY_SKIP = TESTS / "gpu"
@@ -14,7 +19,12 @@ MARKED_FOLDERS = {"servers": TESTS / "servers", "gpu": TESTS / "gpu"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Adds --no-skips, which CI=true turns on as well."""
+    """Adds --no-skips, which CI=true turns on as well, and --update-seen."""
+    parser.addoption(
+        "--update-seen",
+        action="store_true",
+        help="write the metrics that the tests have seen on a page to docs/seen.txt, which the reference is made of",
+    )
     parser.addoption(
         "--no-skips",
         action="store_true",
@@ -60,3 +70,38 @@ def _forbid_skip(
     reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
     report.outcome = "failed"
     report.longrepr = f"{node.nodeid} may not skip here (--no-skips or CI=true). {reason}"
+
+
+SEEN = TESTS.parent / "docs" / "seen.txt"
+_seen: set[str] = set()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _note_pages() -> Iterator[None]:
+    """Every page that a test makes in this process is noted: what no page shows does not enter the reference."""
+    plain = PageReader.page
+
+    def page(self: PageReader, accept: str | None = None) -> Page:
+        made = plain(self, accept)
+        if made.content_type == TEXT:
+            _seen.update(re.findall(r"^# TYPE (\S+)", made.body.decode(), re.MULTILINE))
+        return made
+
+    PageReader.page = page  # type: ignore[method-assign]
+    yield
+    PageReader.page = plain  # type: ignore[method-assign]
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """After a run of everything, docs/seen.txt must list the metrics that stood on a page."""
+    config = session.config
+    whole = config.args_source is config.ArgsSource.TESTPATHS and not (config.option.keyword or config.option.markexpr)
+    if not whole or session.testsfailed or config.option.collectonly:
+        return
+    seen = sorted(row.page_name for row in CATALOGUE if row.page_name in _seen)
+    if config.getoption("--update-seen"):
+        SEEN.write_text("".join(f"{name}\n" for name in seen))
+    elif SEEN.read_text().split() != seen:
+        differing = ", ".join(sorted(set(seen) ^ set(SEEN.read_text().split())))
+        print(f"\ndocs/seen.txt is not what the tests saw: {differing}. Run pytest --update-seen, then make render.")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from otel_mlops.metrics import METHODS
 from otel_mlops.web.routes import Scope
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ NO_CLASS = "HTTPException"
 """The error type of a response of 500 and above behind which no exception can be seen."""
 
 _OTHER = "_OTHER"
-_KNOWN_METHODS = frozenset(METHODS) - {_OTHER}
+"""What stands for every method that is none of the known ones."""
 
 
 class Exchange:
@@ -38,6 +37,7 @@ class Exchange:
         "_around",
         "_error",
         "_headers",
+        "_in_progress",
         "_is_finished",
         "_is_gone",
         "_lost",
@@ -58,8 +58,12 @@ class Exchange:
         self._scope = scope
         self._receive = receive
         self._send = send
-        method = scope["method"]
-        self._method = method = method if method in _KNOWN_METHODS else _OTHER
+        self._method = scope["method"]
+        in_progress = metrics.in_progress.get(self._method)
+        if in_progress is None:
+            self._method = _OTHER
+            in_progress = metrics.in_progress[_OTHER]
+        self._in_progress = in_progress
         self._status: int | None = None
         self._headers: Any = ()
         self._received = self._sent = 0.0
@@ -69,8 +73,8 @@ class Exchange:
         # Whoever calls the application in an `except` block handles an exception that is not ours.
         self._around = sys.exception()
         scope[EXCHANGE] = self
+        in_progress.add(1.0)
         metrics.active.add(1.0)
-        metrics.in_progress[method].add(1.0)
 
     async def receive(self) -> Message:
         """Pass a message of the client's on, and count its bytes."""
@@ -158,7 +162,8 @@ class Exchange:
                 # The application returned without a word, and its server answers for it.
                 status = 500
                 metrics.count_error(NO_CLASS, self._scope, status)
-        series = metrics.series(method, metrics.templates.of(self._scope, status))
+        key = method, metrics.templates.of(self._scope, status)
+        series = metrics.series.get(key) or metrics.bind_series(*key)
         (series.by_status.get(status) or series.bind_status(status)).add(1.0)
         series.duration.record(seconds)
         series.received.record(self._received)
@@ -169,9 +174,8 @@ class Exchange:
         """End the exchange uncounted: our own pages are no requests of the service."""
         if not self._is_finished:
             self._is_finished = True
-            metrics = self._metrics
-            metrics.in_progress[self._method].add(-1.0)
-            metrics.active.add(-1.0)
+            self._in_progress.add(-1.0)
+            self._metrics.active.add(-1.0)
 
     def close(self) -> None:
         """Count what was not answered to the end, and let go of what would make a cycle."""

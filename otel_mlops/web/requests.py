@@ -138,7 +138,7 @@ class RequestMetrics:
         self.received = instrument(API_REQUEST_SIZE)
         self.sent = instrument(API_RESPONSE_SIZE)
         self._errors = instrument(ERRORS)
-        self._series: dict[tuple[str, str], Series] = {}
+        self.series: dict[tuple[str, str], Series] = {}
         self._errors_by_type: dict[tuple[str, str], Any] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -209,13 +209,11 @@ class RequestMetrics:
             leave()
             lost = None
 
-    def series(self, method: str, endpoint: str) -> Series:
-        """The handles of a method and an endpoint."""
-        series = self._series.get((method, endpoint))
-        if series is None:
-            series = Series(self, method, endpoint)
-            if len(self._series) < _MOST_REMEMBERED:
-                self._series[method, endpoint] = series
+    def bind_series(self, method: str, endpoint: str) -> Series:
+        """Return the handles of a method and an endpoint, and remember them."""
+        series = Series(self, method, endpoint)
+        if len(self.series) < _MOST_REMEMBERED:
+            self.series[method, endpoint] = series
         return series
 
     def count_error(self, error_type: str, scope: Scope, status: int | None) -> None:
