@@ -8,6 +8,16 @@ from otel_mlops.model import Model
 from otel_mlops.settings import Settings
 from otel_mlops.telemetry import Telemetry
 
+
+def __getattr__(name: str) -> str:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("otel-mlops")
+    msg = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(msg)
+
+
 __all__ = [
     "Metric",
     "Model",

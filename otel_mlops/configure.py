@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import copyreg
 import sys
 import threading
 from collections.abc import Sequence
@@ -88,6 +89,11 @@ def configure(settings: Settings, **more: Any) -> Telemetry:
         telemetry.at_end += [lambda ended: atexit.unregister(ended.shutdown), current.forget]
         current.telemetry = telemetry
         return telemetry
+
+
+# Where an application that holds the telemetry is unpickled, it is configured anew: threads and sockets do not
+# travel, the settings do.
+copyreg.pickle(Telemetry, lambda telemetry: (configure, (telemetry.settings,)))
 
 
 def get_telemetry() -> Telemetry:

@@ -235,12 +235,6 @@ class Telemetry(Verbs):
 
         await asyncio.to_thread(self.shutdown)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Be configured anew where an application that holds us is unpickled: threads and sockets do not travel."""
-        from otel_mlops.configure import configure
-
-        return configure, (self.settings,)
-
     # --- Wiring ----------------------------------------------------------------------------------------------
 
     def _folder(self) -> Path:

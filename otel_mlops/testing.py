@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from otel_mlops.configure import current
@@ -83,11 +84,8 @@ def fresh_telemetry(*, sources: Mapping[str, Source] | None = None, **settings: 
         current.telemetry = before
 
 
-try:
+if find_spec("pytest") is not None:  # a service may use fresh_telemetry() under another test runner
     import pytest
-except ImportError:  # a service may use fresh_telemetry() under another test runner
-    pass
-else:
 
     @pytest.fixture
     def telemetry() -> Iterator[Telemetry]:

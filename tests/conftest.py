@@ -59,9 +59,7 @@ def pytest_make_collect_report(
     return report
 
 
-def _forbid_skip(
-    report: pytest.TestReport | pytest.CollectReport, node: pytest.Item | pytest.Collector
-) -> None:
+def _forbid_skip(report: pytest.TestReport | pytest.CollectReport, node: pytest.Item | pytest.Collector) -> None:
     expected_failure = hasattr(report, "wasxfail")
     if not report.skipped or expected_failure or not node.config.getoption("--no-skips"):
         return

@@ -29,6 +29,8 @@ DOWNWARD = {
     "web": {"metrics", "numbers", "sdk"},
 }
 DOWNWARD["telemetry"] = set(DOWNWARD) - {"rules"}
+DOWNWARD["configure"] = set(DOWNWARD) - {"rules"}
+DOWNWARD["configure"] = {"sdk", "settings", "telemetry"}
 ON_TOP = {"__init__", "testing", "cli", "render"}
 COSTLY = {"apscheduler", "fastapi", "numpy", "prometheus_client", "psutil", "pynvml", "starlette"}
 BANNED_WORDS = {

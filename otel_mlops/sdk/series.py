@@ -168,6 +168,7 @@ class GaugeSeries(Series):
     size = 2
 
     def unbear(self) -> None:
+        """Forget the cells; the next record sets, where the others add."""
         super().unbear()
         self.cells = _UnbornGauge(self)
 
@@ -203,6 +204,7 @@ class HistogramSeries(Series):
         return len(self.bounds) + 2
 
     def unbear(self) -> None:
+        """Forget the cells and the exemplars."""
         super().unbear()
         self.exemplars = None
 

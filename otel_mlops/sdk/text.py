@@ -30,15 +30,17 @@ def choose_format(accept: str | None) -> str:
     for part in (accept or "")[:4096].split(","):
         media, *parameters = (piece.strip().lower() for piece in part.split(";"))
         options = dict(piece.split("=", 1) for piece in parameters if "=" in piece)
-        try:
-            q = float(options.get("q", "1"))
-        except ValueError:
-            continue
+        q = _quality(options.get("q", "1"))
         if media == "application/openmetrics-text" and options.get("version", "1.0.0") == "1.0.0":
             quality[OPENMETRICS] = max(quality[OPENMETRICS], q)
         elif media in ("text/plain", "text/*", "*/*"):
             quality[TEXT] = max(quality[TEXT], q)
     return OPENMETRICS if quality[OPENMETRICS] > 0 and quality[OPENMETRICS] >= quality[TEXT] else TEXT
+
+
+def _quality(text: str) -> float:
+    """How much a client wants a format, 0 to 1; what is no number asks for nothing."""
+    return float(text) if re.fullmatch(r"[01](\.\d{0,3})?", text) else 0.0
 
 
 def labels(attributes: Mapping[str, Any], *, reserved: str | None = None) -> dict[str, str]:

@@ -24,17 +24,19 @@ _MOST_REMEMBERED = 4096
 """How many handles of a kind are kept: there are fewer routes, unless an application makes them up."""
 
 
-_process = object()
-"""Stands for this process; a forked child has another. Cheaper to compare than the process's number is to ask."""
+class _Process:
+    """This process: a forked child has another token, which costs less to compare than a pid to ask for."""
 
+    token = object()
 
-def _after_in_child() -> None:
-    global _process
-    _process = object()
+    @classmethod
+    def renew(cls) -> None:
+        """Become another process."""
+        cls.token = object()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_in_child)
+    os.register_at_fork(after_in_child=_Process.renew)
 
 
 class Settings(Protocol):
@@ -149,13 +151,13 @@ class RequestMetrics:
         """Run the application for one lifespan, request or connection."""
         kind = scope["type"]
         if kind == "lifespan":
-            self._started_in = _process
+            self._started_in = _Process.token
             await lifespan.live(self._telemetry, self.app, scope, receive, send)
             self._started_in = None
             return
-        if self._started_in is not _process:
+        if self._started_in is not _Process.token:
             # The lifespan is off, or this process was forked from one that had started.
-            self._started_in = _process
+            self._started_in = _Process.token
             await lifespan.start(self._telemetry)
         if EXCHANGE in scope or kind not in ("http", "websocket"):
             await self.app(scope, receive, send)
