@@ -38,8 +38,10 @@ class Line:
 
     @property
     def ratio(self) -> float | None:
-        """Our cost as a part of the peer's."""
-        return self.ours_s / self.peer_s if self.ours_s is not None and self.peer_s else None
+        """Our cost as a part of the peer's; None where one was not measured, or drowned in the noise."""
+        if self.ours_s is None or self.peer_s is None or min(self.ours_s, self.peer_s) <= 0:
+            return None
+        return self.ours_s / self.peer_s
 
     @property
     def verdict(self) -> Literal["ok", "short", "absent"]:

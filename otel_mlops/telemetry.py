@@ -9,7 +9,6 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -280,9 +279,9 @@ class Telemetry(Verbs):
         self.meter_provider.instrument(rows.BUILD_INFO).set(
             1.0,
             {
-                "version": _own_version(),
+                "version": _version("otel-mlops"),
                 "python_version": platform.python_version(),
-                "opentelemetry_version": version("opentelemetry-sdk"),
+                "opentelemetry_version": _version("opentelemetry-sdk"),
             },
         )
         if "prometheus" not in self.settings.metrics_exporter or not self.settings.start_server:
@@ -319,9 +318,11 @@ def _at_fork(telemetry: Telemetry) -> None:
     os.register_at_fork(after_in_child=after_in_child)
 
 
-def _own_version() -> str:
+def _version(distribution: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version  # late: half as costly as all of the SDK's metrics
+
     try:
-        return version("otel-mlops")
+        return version(distribution)
     except PackageNotFoundError:
         return "unknown"  # run from a checkout that is not installed
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-import tempfile
 import time
 from pathlib import Path
 
@@ -36,6 +35,8 @@ def _root(state_dir: Path | None) -> Path:
         return state_dir
     if _SHARED_MEMORY.is_dir() and os.access(_SHARED_MEMORY, os.W_OK | os.X_OK):
         return _SHARED_MEMORY
+    import tempfile
+
     return Path(tempfile.gettempdir())
 
 
@@ -46,6 +47,13 @@ def _sweep(folder: Path) -> None:
             dead = not is_alive(path)
         else:
             # A worker that was killed before it had locked its file; a living one is done within moments.
-            dead = path.suffix == ".new" and time.time() - path.lstat().st_mtime > _ABANDONED_AFTER_S
+            dead = path.suffix == ".new" and _age_s(path) > _ABANDONED_AFTER_S
         if dead:
             path.unlink(missing_ok=True)
+
+
+def _age_s(path: Path) -> float:
+    try:
+        return time.time() - path.lstat().st_mtime
+    except FileNotFoundError:
+        return 0.0  # its worker has given it its name meanwhile

@@ -9,7 +9,7 @@ from opentelemetry import metrics as api
 from opentelemetry.metrics._internal.instrument import _ProxyInstrument
 from opentelemetry.sdk import metrics as sdk
 
-from otel_mlops.sdk.series import NOWHERE, Several
+from otel_mlops.sdk.series import NOWHERE, RECORDING, Several
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -19,28 +19,34 @@ if TYPE_CHECKING:
 Attributes = Mapping[str, Any]
 
 _FORMS_PER_SERIES = 4
-"""How many ways of writing a set of attributes (its order, its types) are remembered for each series."""
+"""How many ways of writing a set of attributes (its order) are remembered for each series."""
+
+_TYPES_PER_FORM = 16
+"""How many ways of typing its values."""
 
 
 class Instrument:
     """What the four share: from attributes to a series, remembered for the next time.
 
-    A set of attributes is looked up as its items, as they come. Where all values are strings, equal items are
-    the same series. Elsewhere 1, True and 1.0 are equal and yet three series, so their types are looked up too.
+    A set of attributes is looked up as its keys and values, as they come. Where all are strings, what is equal
+    is the same series. Elsewhere 1, True and 1.0 are equal and yet three series, so there the form leads to
+    the series by the types of the values.
     """
 
     _streams: tuple[Stream, ...] = ()
+    _recording: type = type(None)
     _disabled = False
 
     def _open(self, streams: Iterable[Stream]) -> None:
         self._streams = tuple(streams)
+        if len(self._streams) == 1:
+            self._recording = RECORDING[self._streams[0].kind]
         self._limit = _FORMS_PER_SERIES * max((stream.limit for stream in self._streams), default=1)
         self._forget_forms()
 
     def _forget_forms(self) -> None:
         self._plain: Any = None
-        self._strings: dict[Any, Any] = {}
-        self._typed: dict[Any, Any] = {}
+        self._forms: dict[Any, Any] = {}
 
     def _enable(self, enabled: bool) -> None:
         self._disabled = not enabled
@@ -59,31 +65,39 @@ class Instrument:
         self._forget_forms()
         return gone
 
-    def _find(self, attributes: Attributes | None) -> Any:
+    def _find(self, attributes: Attributes | None, known: Any = None) -> Any:
         if self._disabled:
             return NOWHERE
         if not attributes:
             series = self._plain = self._series(None)
             return series
-        try:
-            items = tuple(attributes.items())
-            types = tuple(map(type, attributes.values()))
-            series = self._typed.get((items, types))
-        except (TypeError, AttributeError):
-            # A value that cannot be hashed (a list), or no mapping at all: found each time.
-            return self._series(attributes)
-        if series is None:
-            series = self._series(attributes)
-            if not any(stream.is_full for stream in self._streams):
-                # In a full metric each record is looked up, so that each that overflows is counted.
-                self._remember(series, items, types)
+        if type(known) is dict:
+            series = known.get((*map(type, attributes.values()),))
+            if series is not None:
+                return series
+        series = self._series(attributes)
+        if not any(stream.is_full for stream in self._streams):
+            # In a full metric each record is looked up, so that each that overflows is counted.
+            self._remember(series, attributes)
         return series
 
-    def _remember(self, series: Any, items: Any, types: tuple[type, ...]) -> None:
-        forms, form = (self._strings, items) if set(types) == {str} else (self._typed, (items, types))
-        if len(forms) >= self._limit:
-            forms.clear()
-        forms[form] = series
+    def _remember(self, series: Any, attributes: Any) -> None:
+        try:
+            form = (*attributes, *attributes.values())
+            types = (*map(type, attributes.values()),)
+            if set(map(type, attributes)) != {str}:
+                return
+            if len(self._forms) >= self._limit:
+                self._forms.clear()
+            if set(types) == {str}:
+                self._forms[form] = series
+                return
+            by_types = self._forms.setdefault(form, {})
+            if len(by_types) >= _TYPES_PER_FORM:
+                by_types.clear()
+            by_types[types] = series
+        except (TypeError, AttributeError):
+            return  # no mapping, or a value that cannot be hashed (a list): found each time
 
     def _series(self, attributes: Attributes | None) -> Any:
         if len(self._streams) == 1:
@@ -97,11 +111,11 @@ class Counter(Instrument, sdk.Counter):
     def add(self, amount: float, attributes: Any = None, context: Context | None = None) -> None:
         """Add a number that is not negative."""
         try:
-            series = self._strings.get(tuple(attributes.items())) if attributes else self._plain
+            series = self._forms.get((*attributes, *attributes.values())) if attributes else self._plain
         except (TypeError, AttributeError):
             series = None
-        if series is None:
-            series = self._find(attributes)
+        if series.__class__ is not self._recording:
+            series = self._find(attributes, series)
         series.add(amount)
 
 
@@ -119,11 +133,11 @@ class Histogram(Instrument, sdk.Histogram):
     def record(self, amount: float, attributes: Any = None, context: Context | None = None) -> None:
         """Count a value in its bucket."""
         try:
-            series = self._strings.get(tuple(attributes.items())) if attributes else self._plain
+            series = self._forms.get((*attributes, *attributes.values())) if attributes else self._plain
         except (TypeError, AttributeError):
             series = None
-        if series is None:
-            series = self._find(attributes)
+        if series.__class__ is not self._recording:
+            series = self._find(attributes, series)
         if context is None:
             series.record(amount)
         else:
@@ -136,11 +150,11 @@ class Gauge(Instrument, sdk._Gauge):
     def set(self, amount: float, attributes: Any = None, context: Context | None = None) -> None:
         """Set the value."""
         try:
-            series = self._strings.get(tuple(attributes.items())) if attributes else self._plain
+            series = self._forms.get((*attributes, *attributes.values())) if attributes else self._plain
         except (TypeError, AttributeError):
             series = None
-        if series is None:
-            series = self._find(attributes)
+        if series.__class__ is not self._recording:
+            series = self._find(attributes, series)
         series.set(amount)
 
 

@@ -2,7 +2,7 @@
 
 The file is a row of segments, each mapped on its own, so that it grows without moving a cell. A segment is
 a header and records, one after the other; a record is a header, a description (JSON) and its cells
-(float64). The header carries a checksum and is written last: whoever reads stops at the first record that
+(float64). The header carries a checksum of the description: whoever reads stops at the first record that
 does not check, so a worker killed in the middle of a registration leaves nothing half-read.
 """
 
@@ -23,11 +23,12 @@ from typing import Any, NamedTuple
 MAGIC = b"OMLEDG01"
 SEGMENT_BYTES = 64 * 1024
 
-STREAM, SERIES, EXEMPLARS, FORGOTTEN = 1, 2, 3, 4
-"""What a record describes: a metric, a series of it, the exemplars of a series, or nothing any more."""
+STREAM, SERIES, EXEMPLARS = 1, 2, 3
+"""What a record describes: a metric, a series of it, or the exemplars of a series."""
 
 _SEGMENT_HEADER = struct.Struct("<8sQ")
-_RECORD_HEADER = struct.Struct("<IIII")  # checksum, bytes of description, cells, kind
+_RECORD_HEADER = struct.Struct("<IIIHBx")  # checksum, bytes of description, cells, kind, whether it is forgotten
+_FORGOTTEN_AT = 14
 _CELL_BYTES = 8
 
 
@@ -70,31 +71,30 @@ class Ledger:
         self._closed = False
         self._file_bytes = 0
         self._segment = memoryview(b"")
-        self._used = 0
+        self._used = self._end = 0
         self.total_bytes = 0
         self.streams = 0
 
     def append(self, kind: int, description: Any, cells: int) -> Place:
         """Append a record with `cells` zeroed cells and return where they are."""
         text = json.dumps(description, default=_encode, separators=(",", ":")).encode()
-        size = _RECORD_HEADER.size + _padded(len(text)) + cells * _CELL_BYTES
+        head = _RECORD_HEADER.pack(_checksum(text, cells, kind), len(text), cells, kind, 0) + text
+        written, first = len(head), _RECORD_HEADER.size + _padded(len(text))
+        size = first + cells * _CELL_BYTES
         with self.lock:
-            if self._used + size > len(self._segment):
+            while self._used + size > self._end:
                 self._grow(size)
+            # No call stands between the question and the claim: a signal handler or a finaliser of this very
+            # thread, which runs at calls only, may append as well and must not be given the same space.
             segment, offset = self._segment, self._used
-            start = offset + _RECORD_HEADER.size
-            segment[start : start + len(text)] = text
-            first = start + _padded(len(text))
-            view = segment[first : first + cells * _CELL_BYTES].cast("d")
-            _write_header(segment, offset, text, cells, kind)
-            self._used += size
-            return Place(segment, offset, view)
+            self._used = offset + size
+            segment[offset : offset + written] = head
+            return Place(segment, offset, segment[offset + first : offset + size].cast("d"))
 
     def forget(self, place: Place) -> None:
         """Mark a record as gone; its cells stay where they are and are read by nobody."""
-        _, length, cells, _ = _RECORD_HEADER.unpack_from(place.segment, place.offset)
-        start = place.offset + _RECORD_HEADER.size
-        _write_header(place.segment, place.offset, bytes(place.segment[start : start + length]), cells, FORGOTTEN)
+        # One byte, so that whoever reads just now finds a whole record or none, and those behind it.
+        place.segment[place.offset + _FORGOTTEN_AT] = 1
 
     def abandon(self) -> None:
         """Begin anew in a forked child: nothing of the parent's file, lock or mappings is kept."""
@@ -123,24 +123,34 @@ class Ledger:
             memory = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         elif memory is None:
             memory = mmap.mmap(-1, length)
-        self._segment = memoryview(memory)
-        _SEGMENT_HEADER.pack_into(self._segment, 0, MAGIC, length)
-        self._used = _SEGMENT_HEADER.size
+        segment = memoryview(memory)
+        _SEGMENT_HEADER.pack_into(segment, 0, MAGIC, length)
         self.total_bytes += length
+        self._segment, self._used, self._end = segment, _SEGMENT_HEADER.size, length
 
     def _map_file(self, length: int) -> mmap.mmap | None:
         if self._folder is None or self._closed or self.fault is not None or os.name != "posix":
             return None
         try:
-            if self.path is None:
-                self.path, self._lock_file = _create(self._folder(), length)
+            path = self.path
+            if path is None:
+                path, lock_file = _create(self._folder(), length)
+                if self.path is None:
+                    self.path, self._lock_file = path, lock_file
+                else:  # a signal handler has recorded meanwhile, and its file is the ledger's
+                    path.unlink(missing_ok=True)
+                    os.close(lock_file)
+                    path = self.path
+            # Claimed at once, for the same reason as a record's space.
+            begin = self._file_bytes
+            self._file_bytes = begin + length
             # A mapping keeps a copy of its descriptor; the lock has one of its own, so that a forked
             # child that closes the lock's does not go on holding it through the mapping.
-            file = os.open(self.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            file = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
             try:
-                if self._file_bytes:
-                    _reserve(file, self._file_bytes, length)
-                memory = mmap.mmap(file, length, offset=self._file_bytes)
+                if begin:
+                    _reserve(file, begin, length)
+                memory = mmap.mmap(file, length, offset=begin)
             finally:
                 os.close(file)
         except (OSError, ValueError) as error:
@@ -148,7 +158,6 @@ class Ledger:
             if self._on_fault is not None:
                 self._on_fault(self.fault)
             return None
-        self._file_bytes += length
         return memory
 
 
@@ -185,24 +194,26 @@ def _records(content: memoryview) -> Iterator[Record]:
     begin = 0
     while begin + _SEGMENT_HEADER.size <= len(content):
         magic, length = _SEGMENT_HEADER.unpack_from(content, begin)
-        if magic != MAGIC:
+        if magic != MAGIC or length < _SEGMENT_HEADER.size:
             return
-        offset, end = begin + _SEGMENT_HEADER.size, begin + length
+        offset, end = begin + _SEGMENT_HEADER.size, min(begin + length, len(content))
         while offset + _RECORD_HEADER.size <= end:
-            checksum, size, cells, kind = _RECORD_HEADER.unpack_from(content, offset)
+            checksum, size, cells, kind, forgotten = _RECORD_HEADER.unpack_from(content, offset)
+            if not checksum:
+                break  # the rest of this segment is unused
             start = offset + _RECORD_HEADER.size
             first = start + _padded(size)
             after = first + cells * _CELL_BYTES
-            if not checksum or after > end:
-                break
+            if after > end:
+                return
             text = bytes(content[start : start + size])
             if checksum != _checksum(text, cells, kind):
-                break
-            if kind != FORGOTTEN:
+                return
+            if not forgotten:
                 values = list(struct.unpack_from(f"={cells}d", content, first))
                 yield Record(kind, json.loads(text, object_hook=_decode), values)
             offset = after
-        begin = end
+        begin += length
 
 
 def _create(folder: Path, length: int) -> tuple[Path, int]:
@@ -214,6 +225,7 @@ def _create(folder: Path, length: int) -> tuple[Path, int]:
     file = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         _reserve(file, 0, length)
+        os.pwrite(file, _SEGMENT_HEADER.pack(MAGIC, length), 0)
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         hidden.rename(path)
     except BaseException:
@@ -234,10 +246,6 @@ def _reserve(file: int, offset: int, length: int) -> None:
         zeros, offset = zeros[written:], offset + written
 
 
-def _write_header(segment: memoryview, offset: int, text: bytes, cells: int, kind: int) -> None:
-    _RECORD_HEADER.pack_into(segment, offset, _checksum(text, cells, kind), len(text), cells, kind)
-
-
 def _checksum(text: bytes, cells: int, kind: int) -> int:
     # Never 0: zero is what unused space reads as.
     return zlib.crc32(text, zlib.crc32(struct.pack("<II", cells, kind))) | 1 << 31
@@ -255,5 +263,8 @@ def _encode(value: Any) -> Any:
 
 def _decode(value: dict[str, Any]) -> Any:
     if value.keys() == {"__bytes__"}:
-        return base64.b64decode(value["__bytes__"])
+        try:
+            return base64.b64decode(value["__bytes__"], validate=True)
+        except (TypeError, ValueError):
+            return value  # somebody's own mapping that has this key
     return value
