@@ -65,44 +65,67 @@ class Instrument:
         self._forget_forms()
         return gone
 
-    def _find(self, attributes: Attributes | None, known: Any = None) -> Any:
+    def _find(self, attributes: Any, known: Any = None) -> Any:
+        if known.__class__ is _ByType:
+            series = known.find(attributes)
+            if series is not None:
+                return series
         if self._disabled:
             return NOWHERE
         if not attributes:
-            series = self._plain = self._series(None)
-            return series
-        if type(known) is dict:
-            series = known.get((*map(type, attributes.values()),))
-            if series is not None:
-                return series
-        series = self._series(attributes)
-        if not any(stream.is_full for stream in self._streams):
-            # In a full metric each record is looked up, so that each that overflows is counted.
+            self._plain = self._series(None)[0]
+            return self._plain
+        series, is_overflow = self._series(attributes)
+        if not is_overflow:
+            # The overflow is looked up each time, so that each record that it takes is counted.
             self._remember(series, attributes)
         return series
 
     def _remember(self, series: Any, attributes: Any) -> None:
         try:
             form = (*attributes, *attributes.values())
-            types = (*map(type, attributes.values()),)
-            if set(map(type, attributes)) != {str}:
+            if not all(isinstance(key, str) for key in attributes):
                 return
             if len(self._forms) >= self._limit:
                 self._forms.clear()
-            if set(types) == {str}:
+            odd = [key for key, value in attributes.items() if not isinstance(value, str)]
+            if odd:
+                self._forms.setdefault(form, _ByType(odd)).keep(attributes, series)
+            else:
                 self._forms[form] = series
-                return
-            by_types = self._forms.setdefault(form, {})
-            if len(by_types) >= _TYPES_PER_FORM:
-                by_types.clear()
-            by_types[types] = series
         except (TypeError, AttributeError):
             return  # no mapping, or a value that cannot be hashed (a list): found each time
 
-    def _series(self, attributes: Attributes | None) -> Any:
-        if len(self._streams) == 1:
-            return self._streams[0].find(attributes)
-        return Several([stream.find(attributes) for stream in self._streams])
+    def _series(self, attributes: Attributes | None) -> tuple[Any, bool]:
+        """The series of these attributes, one for each stream, and whether one of them is an overflow's."""
+        each = [stream.find(attributes) for stream in self._streams]
+        is_overflow = any(stream.is_overflow(series) for stream, series in zip(self._streams, each, strict=True))
+        return (each[0] if len(each) == 1 else Several(each)), is_overflow
+
+
+class _ByType:
+    """The series of one form, by the types of those of its values that are no strings."""
+
+    __slots__ = ("_first", "_others", "_series")
+
+    def __init__(self, keys: list[str]) -> None:
+        self._first, *self._others = keys
+        self._series: dict[Any, Any] = {}
+
+    def find(self, attributes: Attributes) -> Any:
+        """The series of these attributes, if it was kept."""
+        first = attributes[self._first].__class__
+        if not self._others:
+            return self._series.get(first)
+        return self._series.get((first, *[attributes[key].__class__ for key in self._others]))
+
+    def keep(self, attributes: Attributes, series: Any) -> None:
+        """Remember the series of these attributes."""
+        if len(self._series) >= _TYPES_PER_FORM:
+            self._series.clear()
+        first = attributes[self._first].__class__
+        others = [attributes[key].__class__ for key in self._others]
+        self._series[(first, *others) if others else first] = series
 
 
 class Counter(Instrument, sdk.Counter):
@@ -111,7 +134,7 @@ class Counter(Instrument, sdk.Counter):
     def add(self, amount: float, attributes: Any = None, context: Context | None = None) -> None:
         """Add a number that is not negative."""
         try:
-            series = self._forms.get((*attributes, *attributes.values())) if attributes else self._plain
+            series: Any = self._forms.get((*attributes, *attributes.values())) if attributes else self._plain
         except (TypeError, AttributeError):
             series = None
         if series.__class__ is not self._recording:
@@ -133,7 +156,7 @@ class Histogram(Instrument, sdk.Histogram):
     def record(self, amount: float, attributes: Any = None, context: Context | None = None) -> None:
         """Count a value in its bucket."""
         try:
-            series = self._forms.get((*attributes, *attributes.values())) if attributes else self._plain
+            series: Any = self._forms.get((*attributes, *attributes.values())) if attributes else self._plain
         except (TypeError, AttributeError):
             series = None
         if series.__class__ is not self._recording:
@@ -150,7 +173,7 @@ class Gauge(Instrument, sdk._Gauge):
     def set(self, amount: float, attributes: Any = None, context: Context | None = None) -> None:
         """Set the value."""
         try:
-            series = self._forms.get((*attributes, *attributes.values())) if attributes else self._plain
+            series: Any = self._forms.get((*attributes, *attributes.values())) if attributes else self._plain
         except (TypeError, AttributeError):
             series = None
         if series.__class__ is not self._recording:
