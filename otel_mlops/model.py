@@ -5,13 +5,12 @@ from __future__ import annotations
 import inspect
 import logging
 import operator
-import sys
 import threading
 from collections.abc import Callable, Mapping
 from functools import wraps
 from time import perf_counter
 from types import TracebackType
-from typing import Any, Literal, ParamSpec, Protocol, Self, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeAlias, TypeVar
 
 from otel_mlops.metrics import (
     MODEL_INFO,
@@ -24,8 +23,11 @@ from otel_mlops.metrics import (
     PREDICTION_VALUES,
     PREDICTIONS,
     PREDICTIONS_IN_PROGRESS,
-    Metric,
 )
+from otel_mlops.numbers.values import count_rows, is_number, numbers_of
+
+if TYPE_CHECKING:
+    from otel_mlops.sdk.provider import MeterProvider
 
 logger = logging.getLogger(__name__)
 
@@ -36,13 +38,6 @@ ModelStatus: TypeAlias = Literal["loading", "ready", "error", "unavailable"]
 _KEPT: Any = object()
 
 
-class Instruments(Protocol):
-    """Where the instruments come from: a MeterProvider of this package."""
-
-    def instrument(self, row: Metric) -> Any:
-        """Return the instrument of a row."""
-
-
 class Model:
     """One version of a model in service.
 
@@ -51,7 +46,7 @@ class Model:
 
     def __init__(
         self,
-        instruments: Instruments,
+        instruments: MeterProvider,
         *,
         name: str,
         version: str,
@@ -269,7 +264,7 @@ class PredictionSeries:
         "_single_duration", "_single_rows", "_told", "_values", "in_progress",
     )  # fmt: skip
 
-    def __init__(self, instruments: Instruments, labels: Mapping[str, str]) -> None:
+    def __init__(self, instruments: MeterProvider, labels: Mapping[str, str]) -> None:
         single, batch = {**labels, "prediction_type": "single"}, {**labels, "prediction_type": "batch"}
         rows, duration = instruments.instrument(PREDICTIONS), instruments.instrument(PREDICTION_DURATION)
         self._single_rows, self._batch_rows = rows.bind(single), rows.bind(batch)
@@ -284,7 +279,8 @@ class PredictionSeries:
     def record(self, values: Any, duration_s: float) -> None:
         """Record one prediction call and what it predicted; raises nothing, whatever the values are."""
         rows = None
-        if isinstance(values, (float, int)):
+        # By its type: isinstance() may run code of the object's own, and that may raise.
+        if issubclass(type(values), (float, int)):
             self._values.record(values)
         elif values is not None:
             rows = self._record_values(values)
@@ -304,11 +300,11 @@ class PredictionSeries:
         """Record the numbers among the values; return the rows of a batch, None for a single prediction."""
         rows = None
         try:
-            rows = _rows(values)
-            if rows is None and _is_number(values):
+            rows = count_rows(values)
+            if rows is None and is_number(values):
                 self._values.record(values)
             elif rows:
-                numbers = _numbers(values)
+                numbers = numbers_of(values)
                 if numbers is not None:
                     self._values.record_many(numbers)
         except Exception:
@@ -327,62 +323,6 @@ def _is_async(func: object) -> bool:
         raise TypeError(f"cannot decorate {func!r}, expected a function that returns its result")
     call = getattr(func, "__call__", None)  # noqa: B004 (an object may be called asynchronously)
     return inspect.iscoroutinefunction(func) or inspect.iscoroutinefunction(call)
-
-
-def _rows(values: Any) -> int | None:
-    """The number of rows of a batch, None for one answer: a scalar, a text, or a mapping of its parts."""
-    if isinstance(values, (str, bytes, bytearray, Mapping)):
-        return None
-    try:
-        return len(values)
-    except TypeError:
-        return None
-
-
-def _numbers(values: Any) -> Any | None:
-    """What can be recorded of a batch, one number a row; None for labels and for several values a row."""
-    if not isinstance(values, (list, tuple)):
-        if tuple(getattr(values, "shape", ()))[1:] not in ((), (1,)):
-            return None
-        values = _unpacked(values)
-    numpy = sys.modules.get("numpy")
-    if numpy is not None and isinstance(values, numpy.ndarray):
-        if values.dtype.kind in "biuf":
-            return values.ravel()
-        if values.dtype.kind != "O":
-            return None
-        values = values.ravel().tolist()
-    first = next(iter(values))
-    if isinstance(first, (str, bytes)):
-        return None
-    if isinstance(first, (list, tuple)):
-        values = [row[0] for row in values if len(row) == 1]
-    elif _is_number(first):
-        # One look at the first decides for all: what is no number among numbers is dropped and counted.
-        return values
-    return [value for value in values if _is_number(value)] or None
-
-
-def _unpacked(values: Any) -> Any:
-    """The values of a series, tensor or column as an array or a list, whichever its library gives."""
-    for verb in ("to_numpy", "numpy"):
-        unpack = getattr(values, verb, None)
-        if unpack is not None:
-            try:
-                return unpack()
-            except (TypeError, RuntimeError, ValueError) as error:
-                # A tensor on a GPU or with a gradient has no array, yet it has a list.
-                logger.debug("%s.%s(): %s", type(values).__qualname__, verb, error)
-    numpy = sys.modules.get("numpy")
-    if numpy is not None and isinstance(values, numpy.ndarray):
-        return values
-    return values.tolist() if hasattr(values, "tolist") else values
-
-
-def _is_number(value: object) -> bool:
-    if isinstance(value, (str, bytes, bytearray)):
-        return False
-    return hasattr(type(value), "__float__") or hasattr(type(value), "__index__")
 
 
 def _text(title: str, text: object) -> str:

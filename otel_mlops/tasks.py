@@ -16,21 +16,17 @@ import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, wait
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from otel_mlops.metrics import SCHEDULED_TASK_DURATION, SCHEDULED_TASK_RUNS, Metric
+from otel_mlops.metrics import SCHEDULED_TASK_DURATION, SCHEDULED_TASK_RUNS
+
+if TYPE_CHECKING:
+    from otel_mlops.sdk.provider import MeterProvider
 
 logger = logging.getLogger(__name__)
 
 _SHORTEST_S = 0.001
 _LONGEST_S = 366 * 86_400
-
-
-class Instruments(Protocol):
-    """Where the instruments come from: a MeterProvider of this package."""
-
-    def instrument(self, row: Metric) -> Any:
-        """Return the instrument of a row."""
 
 
 class Tasks:
@@ -42,7 +38,7 @@ class Tasks:
     group.
     """
 
-    def __init__(self, instruments: Instruments, *, is_leader: Callable[[], bool] = lambda: True) -> None:
+    def __init__(self, instruments: MeterProvider, *, is_leader: Callable[[], bool] = lambda: True) -> None:
         self._instruments = instruments
         self._is_leader = is_leader
         self._tasks: dict[str, _Task] = {}
@@ -169,7 +165,7 @@ class _Task:
 
     def __init__(
         self,
-        instruments: Instruments,
+        instruments: MeterProvider,
         func: Callable[[], Any],
         interval_s: float,
         name: str,

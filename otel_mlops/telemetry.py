@@ -92,7 +92,7 @@ class Telemetry(Verbs):
             on_dropped=self.meter_provider.count_dropped,
             at_midnight=self._daily.begin_day,
         )
-        self._tasks = Tasks(self.meter_provider)
+        self._tasks = Tasks(self.meter_provider, is_leader=self._leads)
         self._server = PageServer(self.page, settings.host, settings.port)
         self._push: MetricReader | None = None
         self._describe()
@@ -239,6 +239,10 @@ class Telemetry(Verbs):
     def _folder(self) -> Path:
         return group.open_folder(self.settings.state_dir)
 
+    def _leads(self) -> bool:
+        # The worker that has the page is the one that does what is to be done once.
+        return not self.settings.start_server or self._server.serving.is_set()
+
     def _on_ledger_fault(self, fault: str) -> None:
         _logger.warning(
             "numbers go on in private memory, where they do not survive this process: %s. "
@@ -301,6 +305,8 @@ class Telemetry(Verbs):
         self._sampler.after_fork()
         self._tasks.after_fork()
         self._daily.after_fork()
+        for model, _ in self._models.values():
+            model.after_fork()
         if self._push is not None:
             self.meter_provider.remove_metric_reader(self._push)
             self._push = None

@@ -31,7 +31,7 @@ DOWNWARD = {
 DOWNWARD["telemetry"] = set(DOWNWARD) - {"rules"}
 DOWNWARD["configure"] = set(DOWNWARD) - {"rules"}
 DOWNWARD["configure"] = {"sdk", "settings", "telemetry"}
-ON_TOP = {"__init__", "testing", "cli", "render"}
+ON_TOP = {"__init__", "cli", "demo", "render", "testing"}
 COSTLY = {"apscheduler", "fastapi", "numpy", "prometheus_client", "psutil", "pynvml", "starlette"}
 BANNED_WORDS = {
     "abstract", "base", "common", "factory", "helper", "helpers", "impl", "manager", "util", "utils",

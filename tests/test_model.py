@@ -50,9 +50,7 @@ class Recorded:
     def points(self, row: Metric):
         """The data points of a metric by their attributes."""
         data = self.reader.get_metrics_data()
-        metrics = (
-            [m for r in data.resource_metrics for s in r.scope_metrics for m in s.metrics] if data else []
-        )
+        metrics = [m for r in data.resource_metrics for s in r.scope_metrics for m in s.metrics] if data else []
         return {
             frozenset(point.attributes.items()): point
             for metric in metrics
@@ -178,9 +176,7 @@ def test_what_has_a_length_is_a_batch_of_its_rows_and_values(recorded, model, va
     assert recorded.value(PREDICTIONS, SINGLE) is None
 
 
-@pytest.mark.parametrize(
-    "values", ["cat", b"cat", {"label": "cat", "score": 0.7}, None, object(), iter([1.0, 2.0])]
-)
+@pytest.mark.parametrize("values", ["cat", b"cat", {"label": "cat", "score": 0.7}, None, object(), iter([1.0, 2.0])])
 def test_what_is_no_number_is_one_single_prediction_without_a_value(recorded, model, values):
     """A label, a mapping, nothing, or an object counts as one row, and no value is recorded or dropped."""
     predict(model, values)
@@ -262,12 +258,21 @@ class Hostile:
         raise RuntimeError(f"no {name} for you")
 
 
+class Unbound:
+    """Raises when it is asked for its class, as a proxy outside its context does."""
+
+    @property
+    def __class__(self):
+        raise RuntimeError("outside of its context")
+
+
 def test_values_that_raise_are_counted_without_being_read(recorded, model, caplog):
     """Objects whose methods raise leave the request alone: the prediction counts, and one line is logged."""
+    predict(model, Unbound())
     predict(model, Hostile())
     predict(model, Hostile(rows=5))
 
-    assert recorded.value(PREDICTIONS, SINGLE) == 1
+    assert recorded.value(PREDICTIONS, SINGLE) == 2
     assert recorded.value(PREDICTIONS, BATCH) == 5
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert recorded.value(PREDICTIONS_IN_PROGRESS, HOUSING) == 0
@@ -525,9 +530,7 @@ def test_prediction_takes_no_argument_that_does_nothing(model):
 
 def states(recorded: Recorded) -> dict[str, float]:
     """The state set as it stands."""
-    return {
-        dict(labels)["model_status"]: point.value for labels, point in recorded.points(MODEL_STATUS).items()
-    }
+    return {dict(labels)["model_status"]: point.value for labels, point in recorded.points(MODEL_STATUS).items()}
 
 
 def test_a_model_is_loading_and_then_ready(recorded, model):

@@ -35,6 +35,8 @@ DISTRIBUTIONS = {
     "opentelemetry.exporter.prometheus": "opentelemetry-exporter-prometheus",
     "opentelemetry.instrumentation.fastapi": "opentelemetry-instrumentation-fastapi",
     "opentelemetry.semconv": "opentelemetry-sdk",
+    "google.protobuf": "protobuf",
+    "pydantic": "fastapi",
     "pynvml": "nvidia-ml-py",
     "sklearn": "scikit-learn",
     "starlette": "fastapi",
@@ -85,9 +87,7 @@ def third_party_imports(folder: Path) -> Iterator[tuple[str, str]]:
 def run(*command: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Runs a command in the repository with some variables changed."""
     variables = os.environ | environment
-    return subprocess.run(
-        command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=60, check=False
-    )
+    return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=60, check=False)
 
 
 def test_the_version_stands_in_one_place():

@@ -236,7 +236,7 @@ SOURCE_DURATION = Metric(
 )
 SOURCE_AGE = Metric(
     "otel_mlops.source.age", "gauge", "s", "Age of the last good reading of a source.", ("source",), "once",
-    note="A driver that hangs makes this grow: alert on it, the last values stay on the page.",
+    note="A driver that hangs makes this grow: alert on it; when they are too old its values leave the page.",
 )
 PAGE_DURATION = Metric(
     "otel_mlops.page.duration", "histogram", "s", "Time to make this page for one scrape.", buckets=_PAGE_S

@@ -32,9 +32,10 @@ class Exemplar(NamedTuple):
 class Exemplars:
     """The exemplars of one histogram series, one place for each bucket."""
 
-    __slots__ = ("_bytes",)
+    __slots__ = ("_bytes", "place")
 
     def __init__(self, place: Place) -> None:
+        self.place = place
         self._bytes = place.cells.cast("B")
 
     @staticmethod
@@ -58,10 +59,10 @@ class Exemplars:
         return found
 
 
-def sampled_span(context: Context | None, *, always: bool) -> tuple[int, int] | None:
-    """The ids of the context's span if it is sampled; with `always`, zeros where there is none."""
+def sampled_span(*, always: bool) -> tuple[int, int] | None:
+    """The ids of the current span if it is sampled; with `always`, zeros where there is none."""
     try:
-        span = trace.get_current_span(context).get_span_context()
+        span = trace.get_current_span().get_span_context()
     except Exception:
         return None  # a foreign span object must not break a record; it then simply has no exemplar
     if span.is_valid and (span.trace_flags.sampled or always):

@@ -38,7 +38,7 @@ class Points:
 
     def __init__(self, reader: MetricReader) -> None:
         self._temporality = {kind: reader._instrument_class_temporality[of] for kind, of in _CLASSES.items()}
-        self._last: WeakKeyDictionary[Series, tuple[list[float], int]] = WeakKeyDictionary()
+        self._last: WeakKeyDictionary[Series, tuple[int, list[float], int]] = WeakKeyDictionary()
         self._last_ns = time.time_ns()
         if isinstance(reader._instrument_class_aggregation[_Histogram], ExponentialBucketHistogramAggregation):
             _logger.warning("%s asks for exponential histograms; it gets explicit buckets", type(reader).__name__)
@@ -63,10 +63,12 @@ class Points:
     def _point(self, series: Series, stream: Stream, now_ns: int, *, delta: bool) -> Any:
         values, start_ns = series.read(), series.born_ns
         if delta:
-            last, last_ns = self._last.get(series, ([0.0] * len(values), start_ns))
+            born_ns, last, last_ns = self._last.get(series, (0, [], 0))
+            if born_ns != start_ns:
+                last, last_ns = [0.0] * len(values), start_ns  # seen for the first time since it was forgotten
             if values == last:
                 return None
-            self._last[series] = values, now_ns
+            self._last[series] = start_ns, values, now_ns
             if stream.kind != "gauge":
                 values = [now - then for now, then in zip(values, last, strict=True)]
                 start_ns = last_ns

@@ -15,6 +15,8 @@ from collections import Counter as Tally
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from opentelemetry import context as otel_context
+
 from otel_mlops.sdk.exemplars import Exemplars, sampled_span
 from otel_mlops.sdk.ledger import EXEMPLARS, SERIES, Place
 
@@ -86,18 +88,24 @@ class Series:
         """Take cells in the ledger, unless another thread has just done so, and return them."""
         stream = self.stream
         with stream.ledger.lock:
-            if self.place is None:
-                self.born_ns = time.time_ns()
-                description = [
-                    stream.number(),
-                    [[key, value] for key, value in self.attributes.items()],
-                    self.born_ns,
-                ]
+            found = self.place
+            if found is None:
+                born_ns = time.time_ns()
+                description = [stream.number(), [*map(list, self.attributes.items())], born_ns]
                 place = stream.ledger.append(SERIES, description, self.size)
-                self.place = place
-                self.cells = self._shape(place.cells)
-                stream.keep(self)
+                cells = self._shape(place.cells)
+                if self.place is None:
+                    self.born_ns, self.place, self.cells = born_ns, place, cells
+                    stream.keep(self)
+                else:  # a signal handler has recorded into this very series meanwhile
+                    stream.ledger.forget(place)
             return self.cells
+
+    def leave(self) -> None:
+        """Give the cells up: nobody reads them any more, and the next record begins at nothing."""
+        if self.place is not None:
+            self.stream.ledger.forget(self.place)
+        self.unbear()
 
     def read(self) -> list[float]:
         """Return the cells as they are now."""
@@ -123,7 +131,7 @@ class CounterSeries(Series):
         if 0.0 <= amount <= LARGEST:
             self.cells[()] += amount
         else:
-            self.stream.drop("negative" if amount < 0.0 else "not_finite", amount)
+            self.stream.drop("negative" if -LARGEST <= amount < 0.0 else "not_finite", amount)
 
     def read(self) -> list[float]:
         """Return the one cell."""
@@ -180,8 +188,9 @@ class GaugeSeries(Series):
             self.stream.drop("type", value)
             return
         if -LARGEST <= value <= LARGEST:
-            self.cells[0] = value
-            self.cells[1] = time.monotonic()
+            cells = self.cells
+            cells[0] = value
+            cells[1] = time.monotonic()
         else:
             self.stream.drop("not_finite", value)
 
@@ -208,6 +217,12 @@ class HistogramSeries(Series):
         super().unbear()
         self.exemplars = None
 
+    def leave(self) -> None:
+        """Give the cells and the exemplars up."""
+        if self.exemplars is not None:
+            self.stream.ledger.forget(self.exemplars.place)
+        super().leave()
+
     def record(self, value: float) -> None:
         """Count a value in its bucket."""
         try:
@@ -221,26 +236,23 @@ class HistogramSeries(Series):
             cells[index] += 1.0
             cells[-1] += value
             if self._context.get():
-                self._sample(index, value, None)
+                self._sample(index, value)
         else:
-            self.stream.drop("negative" if value < 0.0 else "not_finite", value)
+            self.stream.drop("negative" if -LARGEST <= value < 0.0 else "not_finite", value)
 
     def record_in(self, value: float, context: Context) -> None:
-        """Count a value in its bucket, sampling the span of the given context."""
-        self.record(value)
-        if self.stream.sampling_on:
-            try:
-                number = float(value)
-            except Exception:
-                return  # record() has counted it
-            if self._lowest <= number <= LARGEST:
-                self._sample(bisect_left(self.bounds, number), number, context)
+        """Count a value in its bucket, sampling the span of the given context and of no other."""
+        token = otel_context.attach(context)
+        try:
+            self.record(value)
+        finally:
+            otel_context.detach(token)
 
     def record_many(self, values: Iterable[float]) -> None:
         """Count many values in one go: a numpy array, or any iterable of numbers."""
         try:
             if not hasattr(values, "__len__"):
-                values = list(values)
+                values = _drawn(values, self.stream)
             counts, total = self._count(values)
         except Exception:
             # One bad value among them: each is then judged alone, and only the bad ones are dropped.
@@ -255,7 +267,10 @@ class HistogramSeries(Series):
         """Counts by bucket and the sum; raises where a single value is not fit to be counted."""
         numpy = sys.modules.get("numpy")
         if numpy is not None and (hasattr(values, "__array__") or len(values) > _WORTH_AN_ARRAY):  # type: ignore[arg-type]
-            array = numpy.asarray(values, dtype=numpy.float64).ravel()
+            array = numpy.asarray(values, dtype=numpy.float64)
+            if array.ndim > 1 and not hasattr(values, "__array__"):
+                raise TypeError  # lists in a list are no numbers, however many there are
+            array = array.ravel()
             if not array.size:
                 return [], 0.0
             total = float(array.sum())
@@ -282,7 +297,7 @@ class HistogramSeries(Series):
     def _record_each(self, values: Iterable[float]) -> None:
         try:
             each = iter(values)
-        except TypeError:
+        except Exception:
             self.stream.drop("type", values)
             return
         while True:
@@ -295,18 +310,32 @@ class HistogramSeries(Series):
                 return
             self.record(value)
 
-    def _sample(self, index: int, value: float, context: Context | None) -> None:
+    def _sample(self, index: int, value: float) -> None:
         """Keep the span that is current as the bucket's exemplar, if it is sampled."""
-        span = sampled_span(context, always=self.stream.sampling_always)
-        if span is None:
-            return
+        span = sampled_span(always=self.stream.sampling_always)
+        if span is not None:
+            (self.exemplars or self._open_exemplars()).put(index, value, span)
+
+    def _open_exemplars(self) -> Exemplars:
         with self.stream.ledger.lock:
-            if self.exemplars is None:
+            found = self.exemplars
+            if found is None:
                 self.join()
                 slots = len(self.bounds) + 1
-                place = self.stream.ledger.append(EXEMPLARS, [self.stream.number(), slots], Exemplars.cells(slots))
-                self.exemplars = Exemplars(place)
-        self.exemplars.put(index, value, span)
+                description = [self.stream.number(), [*map(list, self.attributes.items())], slots]
+                place = self.stream.ledger.append(EXEMPLARS, description, Exemplars.cells(slots))
+                self.exemplars = found = Exemplars(place)
+            return found
+
+
+def _drawn(values: Iterable[float], stream: Stream) -> list[float]:
+    """What an iterable gives, up to where it fails."""
+    drawn: list[float] = []
+    try:
+        drawn.extend(values)
+    except Exception:
+        stream.drop("type", values)
+    return drawn
 
 
 class Several:
@@ -334,9 +363,10 @@ class Several:
 
     def record_many(self, values: Iterable[float]) -> None:
         """Record many in each."""
-        numbers = values if len(self._each) < 2 or hasattr(values, "__len__") else list(values)
+        if len(self._each) > 1 and not hasattr(values, "__len__"):
+            values = _drawn(values, self._each[0].stream)
         for series in self._each:
-            series.record_many(numbers)
+            series.record_many(values)
 
     def set(self, value: float) -> None:
         """Set each."""

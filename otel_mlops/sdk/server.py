@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import errno
-import gzip
 import logging
-import re
 import socket
 import threading
-from collections.abc import Callable
-from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from socketserver import ThreadingMixIn
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from http.client import LineTooLong
 from typing import TYPE_CHECKING, Any
+
+from otel_mlops.sdk.scrape import Scrape
 
 if TYPE_CHECKING:
     from otel_mlops.sdk.page import Page
 
 _logger = logging.getLogger(__name__)
 
-_PAGES = ("/", "/metrics")
-_PROBES = ("/-/healthy", "/-/ready")
-_SOCKET_TIMEOUT_S = 5.0
-_MOST_CONNECTIONS = 32
+MOST_CONNECTIONS = 32
+"""How many connections there are at a time; a further one takes the place of the one that has waited longest."""
+
 _RETRY_S = 1.0
-_POLL_S = 0.2
-_WORTH_COMPRESSING = 1024
-_GZIP_REFUSED = re.compile(r"gzip\s*;\s*q=0(\.0*)?\s*(,|$)")
+_LOOK_S = 0.2
+_PAUSE_S = 0.1
 
 
 class PageServer:
@@ -39,64 +36,91 @@ class PageServer:
         self._page = page
         self._host = host
         self._wanted_port = port
+        self._begin()
+
+    def _begin(self) -> None:
+        self.fault: str | None = None
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
-        self._http: _Http | None = None
-        self.fault: str | None = None
+        self._listener: socket.socket | None = None
+        self._connections = _Connections()
+        self._page_fails = False
         self.serving = threading.Event()
 
     @property
     def port(self) -> int:
         """The port it listens on, or would like to."""
-        return self._http.server_address[1] if self._http is not None else self._wanted_port
+        listener = self._listener
+        return self._wanted_port if listener is None else int(listener.getsockname()[1])
 
     @property
     def url(self) -> str:
         """Where a browser on this machine finds the page."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self._host, self._host)
-        return f"http://{host}:{self.port}/metrics"
+        here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._host, self._host)  # noqa: S104 - nothing is bound
+        return f"http://{f'[{here}]' if ':' in here else here}:{self.port}/metrics"
 
     def start(self) -> None:
         """Listen now if the port is free, else as soon as it is."""
         if self._thread is not None:
             return
-        self._stopping = threading.Event()
+        self._begin()
         self._listen()
-        self._thread = threading.Thread(target=self._run, name="otel-mlops-page", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, args=(self._stopping,), name="otel-mlops-page", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            self.fault = str(error)
+            _logger.exception("the page is not served: no thread can be started")
+            self._close()
+        else:
+            self._thread = thread
 
     def stop(self, timeout_s: float) -> None:
-        """Stop listening and free the port, within the time."""
+        """Stop listening and free the port, within the time; a page that is being made is still sent."""
         self._stopping.set()
-        http, thread = self._http, self._thread
-        if http is not None and self.serving.is_set():
-            http.shutdown()
+        thread, listener = self._thread, self._listener
+        if listener is not None:
+            # Wakes the thread at once on Linux; elsewhere this fails, and it looks up by itself in a moment.
+            with suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout_s)
-        if http is not None:
-            http.server_close()
-        self._http = self._thread = None
-        self.serving.clear()
+        self._connections.end_waiting()
+        self._thread = None
 
     def after_fork(self) -> None:
-        """In a forked child: let go of the parent's socket, which would keep its port beyond its death."""
-        if self._http is not None:
-            self._http.socket.close()
-        self._http = self._thread = None
-        self.serving = threading.Event()
-        self._stopping = threading.Event()
+        """In a forked child: let go of the parent's sockets, which would keep its port beyond its death."""
+        self._close()
+        self._connections.close()
+        self._begin()
+
+    def make_page(self, accept: str | None) -> Page | None:
+        """The page in the format that an Accept header prefers; None if it cannot be made, which is said once."""
+        try:
+            page = self._page(accept)
+        except Exception:
+            if not self._page_fails:
+                self._page_fails = True
+                _logger.exception("the page could not be made; said once until it can")
+            return None
+        self._page_fails = False
+        return page
+
+    def busy(self, connection: socket.socket) -> AbstractContextManager[None]:
+        """A `with` block during which a connection does not make room for another."""
+        return self._connections.busy(connection)
 
     def _listen(self) -> None:
         try:
-            self._http = _Http(self._page, self._host, self._wanted_port)
-        except (OSError, OverflowError) as error:
+            self._listener = _bind(self._host, self._wanted_port)
+        except (OSError, OverflowError, UnicodeError) as error:
             self._say(error)
             return
         if self.fault is not None:
             _logger.info("the page is served on %s now", self.url)
         self.fault = None
 
-    def _say(self, error: OSError | OverflowError) -> None:
+    def _say(self, error: Exception) -> None:
         fault = str(error)
         if fault == self.fault:
             return
@@ -111,113 +135,133 @@ class PageServer:
             why,
         )
 
-    def _run(self) -> None:
-        while self._http is None:
-            if self._stopping.wait(_RETRY_S):
-                return
-            self._listen()
-        self.serving.set()
-        if not self._stopping.is_set():
-            self._http.serve_forever(poll_interval=_POLL_S)
-
-
-class _Http(ThreadingMixIn, HTTPServer):
-    """A thread for each connection, and no more of them than a scraper needs."""
-
-    daemon_threads = True
-    request_queue_size = 128
-
-    def __init__(self, page: Callable[[str | None], Page], host: str, port: int) -> None:
-        self.page = page
-        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._free = threading.BoundedSemaphore(_MOST_CONNECTIONS)
-        super().__init__((host, port), _Handler)
-
-    def server_bind(self) -> None:
-        """Bind without the look-up of the host's name that HTTPServer makes, which can block for seconds."""
-        if self.allow_reuse_address:
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self.socket.bind(self.server_address)
-        self.server_address = self.socket.getsockname()
-        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """Serve in a thread, or close at once when there are too many."""
-        if not self._free.acquire(blocking=False):
-            self.shutdown_request(request)
-            return
-        super().process_request(request, client_address)
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Serve one connection."""
+    def _run(self, stopping: threading.Event) -> None:
         try:
-            super().process_request_thread(request, client_address)
+            while self._listener is None:
+                if stopping.wait(_RETRY_S):
+                    return
+                self._listen()
+            if not stopping.is_set():
+                self.serving.set()
+            self._accept(self._listener, stopping)
         finally:
-            self._free.release()
+            self.serving.clear()
+            self._close()
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is no news."""
-        _logger.debug("a request for the page failed", exc_info=True)
+    def _accept(self, listener: socket.socket, stopping: threading.Event) -> None:
+        fails = False
+        while not stopping.is_set():
+            try:
+                connection, address = listener.accept()
+            except OSError as error:
+                if isinstance(error, TimeoutError):
+                    continue  # nobody came
+                if not fails and not stopping.is_set():
+                    fails = True
+                    _logger.warning("no connection to the page can be taken: %s; said once until one can", error)
+                # Out of file descriptors, say: asking again at once would keep a CPU busy.
+                stopping.wait(_PAUSE_S)
+                continue
+            fails = False
+            if self._connections.enter(connection):
+                self._answer_beside(connection, address)
+
+    def _answer_beside(self, connection: socket.socket, address: Any) -> None:
+        thread = threading.Thread(
+            target=self._answer, args=(connection, address), name="otel-mlops-page-request", daemon=True
+        )
+        try:
+            thread.start()
+        except RuntimeError as error:
+            _logger.debug("no thread can be started for a request: %s", error)
+            self._connections.leave(connection)
+
+    def _answer(self, connection: socket.socket, address: Any) -> None:
+        connections = self._connections
+        try:
+            Scrape(connection, address, self)  # type: ignore[arg-type]
+        except (OSError, LineTooLong) as error:
+            _logger.debug("a client of the page went away or was sent away: %s", error)
+        except Exception:
+            _logger.exception("a request for the page failed")
+        finally:
+            connections.leave(connection)
+
+    def _close(self) -> None:
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.close()
 
 
-class _Handler(BaseHTTPRequestHandler):
-    """Answers GET and HEAD for the page and two probes, and nothing else."""
+class _Connections:
+    """The connections there are, oldest first, and which of them may make room for another."""
 
-    protocol_version = "HTTP/1.1"
-    timeout = _SOCKET_TIMEOUT_S
-    server: _Http
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waits: dict[socket.socket, bool] = {}
 
-    def do_GET(self) -> None:
-        """Answer with the page."""
-        path = self.path.partition("?")[0]
-        if path in _PAGES:
-            self._send_page()
-        elif path in _PROBES:
-            self._send(HTTPStatus.OK, b"OK\n")
-        else:
-            self._send(HTTPStatus.NOT_FOUND, b"The page is at /metrics.\n")
+    def enter(self, connection: socket.socket) -> bool:
+        """Take a connection in, or close it if there are too many and every one is being worked on.
 
-    do_HEAD = do_GET  # noqa: N815  (http.server looks for this name)
+        Clients that connect and say nothing must not keep a scraper out, so the oldest of them goes.
+        """
+        with self._lock:
+            if len(self._waits) >= MOST_CONNECTIONS:
+                oldest = next((each for each, waits in self._waits.items() if waits), None)
+                if oldest is None:
+                    connection.close()
+                    return False
+                del self._waits[oldest]
+                _end(oldest)
+            self._waits[connection] = True
+            return True
 
-    def _send_page(self) -> None:
-        page = self.server.page(self.headers.get("Accept"))
-        body, headers = page.body, {"Vary": "Accept, Accept-Encoding"}
-        accepted = self.headers.get("Accept-Encoding", "").lower()
-        if "gzip" in accepted and not _GZIP_REFUSED.search(accepted) and len(body) > _WORTH_COMPRESSING:
-            # Level 1: the higher ones cost several times the page itself and save a tenth.
-            body = gzip.compress(body, compresslevel=1, mtime=0)
-            headers["Content-Encoding"] = "gzip"
-        self._send(HTTPStatus.OK, body, page.content_type, headers)
+    def leave(self, connection: socket.socket) -> None:
+        """Close a connection."""
+        with self._lock:
+            self._waits.pop(connection, None)
+            _end(connection)
+            connection.close()
 
-    def _send(
-        self,
-        status: HTTPStatus,
-        body: bytes,
-        content_type: str = "text/plain; charset=utf-8",
-        headers: Any = None,
-    ) -> None:
-        self.close_connection = True
-        self.send_response(status)
-        for name, value in {
-            "Content-Type": content_type,
-            "Content-Length": str(len(body)),
-            **(headers or {}),
-        }.items():
-            self.send_header(name, value)
-        self.send_header("Connection", "close")
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
+    @contextmanager
+    def busy(self, connection: socket.socket) -> Iterator[None]:
+        """While the page is made nothing can end the thread, so the connection keeps its place."""
+        self._set(connection, waits=False)
+        try:
+            yield
+        finally:
+            self._set(connection, waits=True)
 
-    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """Refuse without echoing anything of the request."""
-        status = HTTPStatus.METHOD_NOT_ALLOWED if code == HTTPStatus.NOT_IMPLEMENTED else HTTPStatus(code)
-        self._send(status, f"{status.phrase}\n".encode(), headers={"Allow": "GET, HEAD"})
+    def end_waiting(self) -> None:
+        """End those on which nothing is being done."""
+        with self._lock:
+            for connection, waits in self._waits.items():
+                if waits:
+                    _end(connection)
 
-    def version_string(self) -> str:
-        """Say nothing of versions."""
-        return "otel-mlops"
+    def close(self) -> None:
+        """In a forked child: close what is the parent's, which goes on with its own copies."""
+        for connection in self._waits:
+            connection.close()
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  (its name in the base class)
-        """Scrapes are not worth a line each."""
-        _logger.debug(format, *args)
+    def _set(self, connection: socket.socket, *, waits: bool) -> None:
+        with self._lock:
+            if connection in self._waits:
+                self._waits[connection] = waits
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """Listen at an address; of a name's addresses an IPv4 one is preferred."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, _, _, _, address = min(found, key=lambda each: each[0] != socket.AF_INET)
+    both = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
+    listener = socket.create_server(address[:2], family=family, backlog=128, dualstack_ipv6=both)
+    listener.settimeout(_LOOK_S)
+    return listener
+
+
+def _end(connection: socket.socket) -> None:
+    """End a connection that another thread may be waiting on: closing it would not wake that thread."""
+    # It fails where the client has ended the connection before.
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)

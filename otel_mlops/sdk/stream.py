@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from threading import RLock
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from opentelemetry.attributes import _clean_attribute_value
 from opentelemetry.sdk.metrics._internal._view_instrument_match import _OVERFLOW_ATTRIBUTES, _hash_attributes
@@ -61,6 +62,7 @@ class Stream:
     """Grows when a series comes or goes, so that whoever has arranged them knows whether to look again."""
     _number: int = -1
     _overflow: Series | None = None
+    _forgotten: WeakValueDictionary[Any, Series] = field(default_factory=WeakValueDictionary)
     _told: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -85,53 +87,64 @@ class Stream:
         key = _hash_attributes(clean)
         with self.ledger.lock:
             series = self.series.get(key)
-            if series is None:
-                if len(self.series) >= self.limit:
-                    return self._overflowing()
-                series = self.series[key] = RECORDING[self.kind](self, clean)
-            return series
+            if series is None and len(self.series) < self.limit:
+                # One that was forgotten may be held still: its handle and the new one are the same series.
+                series = self._forgotten.pop(key, None) or RECORDING[self.kind](self, clean)
+                series = self.series.setdefault(key, series)
+        # Outside of the lock: counting what overflows takes the locks of the metric that counts it.
+        return series if series is not None else self._overflowing()
 
     @property
     def is_full(self) -> bool:
         """Whether further sets of attributes go to the overflow."""
         return len(self.series) >= self.limit
 
+    def is_overflow(self, series: Series) -> bool:
+        """Whether this is the series of what the metric has no room for."""
+        return series is self._overflow
+
     def keep(self, series: Series) -> None:
         """Know that a series was born; list it again if it had been forgotten."""
         self.version += 1
         if series is not self._overflow:
-            self.series.setdefault(_hash_attributes(series.attributes), series)
+            key = _hash_attributes(series.attributes)
+            self._forgotten.pop(key, None)
+            self.series.setdefault(key, series)
 
     def living(self) -> list[Series]:
         """The series that something was recorded into, the overflow's last."""
         with self.ledger.lock:
-            found = [series for series in self.series.values() if series.place is not None]
-            if self._overflow is not None and self._overflow.place is not None:
-                found.append(self._overflow)
-            return found
+            return [series for series in self._every() if series.place is not None]
+
+    def _every(self) -> list[Series]:
+        # Copied in one step: a finaliser may add a series while the list is gone through.
+        every = list(self.series.values())
+        return every if self._overflow is None else [*every, self._overflow]
 
     def forget(self, attributes: Attributes) -> int:
         """Remove the series that carry all of these attributes and return how many there were."""
+        wanted = {(name, _hash_attributes(_clean_attribute_value(value, None))) for name, value in attributes.items()}
         with self.ledger.lock:
             gone = [
-                key
-                for key, series in self.series.items()
-                if all(series.attributes.get(name) == value for name, value in attributes.items())
+                series
+                for series in self._every()
+                if wanted <= {(name, _hash_attributes(value)) for name, value in series.attributes.items()}
             ]
-            for key in gone:
-                series = self.series.pop(key)
-                if series.place is not None:
-                    self.ledger.forget(series.place)
-                series.unbear()
+            living = sum(series.place is not None for series in gone)
+            for series in gone:
+                series.leave()
+                if series is not self._overflow:
+                    key = _hash_attributes(series.attributes)
+                    self._forgotten[key] = self.series.pop(key)
             self.version += bool(gone)
-            return len(gone)
+            return living
 
     def number(self) -> int:
         """The number of this stream in the ledger, which is described there when its first series is."""
         if self._number < 0:
-            self.ledger.streams += 1
-            self._number = self.ledger.streams
-            self.ledger.append(STREAM, {"number": self._number, **self._description()}, 0)
+            number = self.ledger.streams = self.ledger.streams + 1
+            self.ledger.append(STREAM, {"number": number, **self._description()}, 0)
+            self._number = number  # not before: a signal handler's series must stand behind the description
         return self._number
 
     def after_fork(self) -> None:
@@ -139,25 +152,29 @@ class Stream:
         self.lock = RLock()
         self._number = -1
         self._told = set()
+        self.page = None
         self.version += 1
-        for series in [*self.series.values(), *([self._overflow] if self._overflow else [])]:
+        for series in self._every():
             series.unbear()
 
     def drop(self, reason: str, value: object) -> None:
         """Count a measurement that is not fit to be recorded, and say so once."""
-        if reason not in self._told:
-            self._told.add(reason)
+        if self._is_news(reason):
             _logger.warning(
-                "%s: dropped %.80r (%s); more of the same are counted in otel_mlops_dropped_total",
+                "%s: dropped %s (%s); more of the same are counted in otel_mlops_dropped_total",
                 self.name,
-                value,
+                _shown(value),
                 reason,
             )
         self.on_dropped(self, reason)
 
     def _overflowing(self) -> Series:
-        if self._overflow is None:
-            self._overflow = RECORDING[self.kind](self, dict(_OVERFLOW_ATTRIBUTES))
+        series = self._overflow
+        if series is None:
+            series = RECORDING[self.kind](self, dict(_OVERFLOW_ATTRIBUTES))
+            with self.ledger.lock:
+                series = self._overflow = self._overflow or series
+        if self._is_news("overflow"):
             _logger.warning(
                 "%s: more than %d sets of attributes; further ones are recorded in one series with "
                 "otel_metric_overflow=true. Raise OTEL_MLOPS_MAX_SERIES or use fewer attribute values.",
@@ -165,15 +182,30 @@ class Stream:
                 self.limit,
             )
         self.on_overflow(self, "overflow")
-        return self._overflow
+        return series
+
+    def _is_news(self, what: str) -> bool:
+        """Whether this has not been said before."""
+        news = what not in self._told
+        self._told.add(what)
+        return news
 
     def _clean(self, attributes: Any) -> dict[str, AnyValue]:
-        if not attributes:
+        if attributes is None:
             return {}
-        if not isinstance(attributes, Mapping):
-            _logger.warning("%s: attributes must be a mapping, not %.80r: recorded without", self.name, attributes)
+        try:
+            if not isinstance(attributes, Mapping):
+                if self._is_news("mapping"):
+                    _logger.warning(
+                        "%s: attributes must be a mapping, not %s: recorded without", self.name, _shown(attributes)
+                    )
+                return {}
+            clean: dict[str, AnyValue] = dict(_clean_attribute_value(attributes, None))
+        except Exception as error:
+            # A value whose str() fails, or a list within itself: what was measured counts all the same.
+            if self._is_news("attributes"):
+                _logger.warning("%s: attributes could not be read, recorded without: %s", self.name, _shown(error))
             return {}
-        clean: dict[str, AnyValue] = dict(_clean_attribute_value(attributes, None))
         if self.attribute_keys is not None:
             clean = {key: value for key, value in clean.items() if key in self.attribute_keys}
         return clean
@@ -189,3 +221,10 @@ class Stream:
             "bounds": list(self.bounds),
             "scope": [self.scope.name, self.scope.version, self.scope.schema_url],
         }
+
+
+def _shown(value: object) -> str:
+    try:
+        return f"{value!r:.80}"
+    except Exception:
+        return f"a {type(value).__name__}"  # of ours or not: what it says of itself must not break a record

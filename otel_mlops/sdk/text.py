@@ -47,6 +47,7 @@ def labels(attributes: Mapping[str, Any], *, reserved: str | None = None) -> dic
     """Attributes as the page's labels, sorted; keys that become the same have their values joined by `;`.
 
     `reserved` is a label the metric itself needs (`le`); an attribute of that name gets `exported_` before it.
+    An empty value is no label: Prometheus takes the two for the same series and keeps one of them.
     Source: OpenTelemetry, Prometheus and OpenMetrics Compatibility, Metric Attributes.
     """
     merged: dict[str, list[str]] = {}
@@ -54,8 +55,10 @@ def labels(attributes: Mapping[str, Any], *, reserved: str | None = None) -> dic
         name = _label_name(key)
         if name == reserved:
             name = f"exported_{name}"
-        merged.setdefault(name, []).append(value if isinstance(value, str) else json.dumps(value, default=str))
-    return {name: ";".join(merged[name]) for name in sorted(merged)}
+        text = value if isinstance(value, str) else json.dumps(value, default=str)
+        # Half a surrogate pair cannot be written: replaced now, so that what looks the same is one series.
+        merged.setdefault(name, []).append(text.encode("utf-8", "replace").decode())
+    return {name: text for name in sorted(merged) if (text := ";".join(merged[name]))}
 
 
 @lru_cache(maxsize=4096)
@@ -98,8 +101,6 @@ class HistogramLines:
     def __init__(self, name: str, pairs: Mapping[str, str], bounds: Iterable[float]) -> None:
         self.pairs = pairs
         bounds = tuple(bounds)
-        # OpenMetrics 1.0, Histogram: with negative buckets the sum is no counter and must not stand there,
-        # and without a sum there is no count; both can be had from the text format.
         self._signed = bool(bounds) and bounds[0] < 0
         inner = label_text(pairs).replace("%", "%%")
         comma = "," if inner else ""
@@ -121,9 +122,12 @@ class HistogramLines:
         """The counts as the page has them: each bucket holds those below it too."""
         return [*accumulate(values[:-1])]
 
-    def differs_in_openmetrics(self, exemplars: object) -> bool:
-        """Whether OpenMetrics has other lines than the text format."""
-        return self._signed or exemplars is not None
+    def lacks_sum(self, values: Sequence[float]) -> bool:
+        """Whether OpenMetrics has no sum: with negative values it is no counter, and without it there is no count.
+
+        Both can be had from the text format. Source: OpenMetrics 1.0, Histogram.
+        """
+        return self._signed or values[-1] < 0
 
     def write_openmetrics(self, values: Sequence[float], exemplars: Sequence[Exemplar | None]) -> str:
         """The lines with exemplars, and without the sum where OpenMetrics forbids it."""
@@ -133,7 +137,7 @@ class HistogramLines:
             f"{line % count}{_exemplar_text(exemplar)}\n"
             for line, count, exemplar in zip(self._buckets, added, padded, strict=True)
         ]
-        if not self._signed:
+        if not self.lacks_sum(values):
             lines.append(self._count % added[-1])
             lines.append(self._sum % values[-1])
         return "".join(lines)

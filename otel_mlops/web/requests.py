@@ -152,8 +152,10 @@ class RequestMetrics:
         kind = scope["type"]
         if kind == "lifespan":
             self._started_in = _Process.token
-            await lifespan.live(self._telemetry, self.app, scope, receive, send)
-            self._started_in = None
+            try:
+                await lifespan.live(self._telemetry, self.app, scope, receive, send)
+            finally:
+                self._started_in = None
             return
         if self._started_in is not _Process.token:
             # The lifespan is off, or this process was forked from one that had started.
