@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from otel_mlops.rules import ALERTS
@@ -44,7 +44,7 @@ class Program:
             start_new_session=True,
         )
         self._said: deque[str] = deque(maxlen=_KEPT_LINES)
-        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener = threading.Thread(target=self._listen, args=(self._process.stdout,), daemon=True)
         self._listener.start()
 
     @property
@@ -78,10 +78,9 @@ class Program:
             self._process.stdin.close()
         self._listener.join(1.0)
 
-    def _listen(self) -> None:
-        assert self._process.stdout is not None
-        with self._process.stdout as stream:
-            for line in stream:
+    def _listen(self, output: IO[bytes]) -> None:
+        with output:
+            for line in output:
                 self._said.append(line.decode(errors="replace").rstrip())
 
 

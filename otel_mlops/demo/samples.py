@@ -27,9 +27,7 @@ class Samples:
         with self._operation("create", "samples") as database:
             database.execute("PRAGMA journal_mode = WAL")  # readers do not wait for the writer
             database.execute(f"CREATE TABLE samples (id INTEGER PRIMARY KEY, {columns})")
-            database.execute(
-                "CREATE TABLE diagnoses (id INTEGER PRIMARY KEY, malignant REAL, model_version TEXT)"
-            )
+            database.execute("CREATE TABLE diagnoses (id INTEGER PRIMARY KEY, malignant REAL, model_version TEXT)")
             database.executemany(
                 f"INSERT INTO samples ({', '.join(FEATURES)}) VALUES ({places})",  # noqa: S608 (our names)
                 rows,

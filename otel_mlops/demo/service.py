@@ -55,12 +55,8 @@ telemetry.system_info.info({"environment": "demo", "version": "1.0.0", "deployme
 
 # --- The models -------------------------------------------------------------------------------------------
 
-stable = telemetry.model(
-    "tumour", version="v1.2.3", stage="production", type="classification", features=len(FEATURES)
-)
-canary = telemetry.model(
-    "tumour", version="v1.3.0", stage="canary", type="classification", features=len(FEATURES)
-)
+stable = telemetry.model("tumour", version="v1.2.3", stage="production", type="classification", features=len(FEATURES))
+canary = telemetry.model("tumour", version="v1.3.0", stage="canary", type="classification", features=len(FEATURES))
 estimators: dict[Model, Any] = {
     stable: make_pipeline(StandardScaler(), LogisticRegression()),
     canary: RandomForestClassifier(n_estimators=40, random_state=0),

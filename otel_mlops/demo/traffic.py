@@ -130,8 +130,8 @@ def ask(chance: random.Random, drift: float = 0.0) -> Question:
         # What the service did not expect.
         (0.02, lambda: Question("GET", f"/samples/{_SAMPLES + 1}/diagnosis")),
     ]
-    weights, choices = zip(*questions, strict=True)
-    return chance.choices(choices, weights)[0]()
+    weights, makers = [weight for weight, _ in questions], [make for _, make in questions]
+    return chance.choices(makers, weights)[0]()
 
 
 def _batch(chance: random.Random, drift: float) -> list[dict[str, float]]:

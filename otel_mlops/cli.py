@@ -1,0 +1,166 @@
+"""The command `otel-mlops`: the demo, the doctor, and what is rendered."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TextIO
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code: 0 if all is well, 1 if not, 2 for a wrong argument.
+
+    Errors:  SystemExit for a wrong argument, and after --help and --version.
+    """
+    arguments = _parser().parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        _let_write_anything(stream)
+    try:
+        return int(arguments.run(arguments))
+    except BrokenPipeError:
+        # Who read the output (`| head`) has gone; what Python writes at its exit must not fail on it again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="otel-mlops", description="Observability for machine-learning services.")
+    parser.add_argument("--version", action=_Version)
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="a service with traffic, its page and a live table", description=(
+        "Runs a service with a scikit-learn model, asks it good and bad things, and shows what its page says, "
+        "until Ctrl-C or for a time. Where Prometheus is installed, one reads the page. Nothing is left running."
+    ))  # fmt: skip
+    demo.set_defaults(run=_demo)
+    _add(demo, "--seconds", "DEMO_SECONDS", None, _positive, "seconds after which it ends by itself")
+    _add(demo, "--rate", "DEMO_RATE", 20, _positive, "requests a second, on average")
+    _add(demo, "--host", "DEMO_HOST", "127.0.0.1", str, "where everything listens")
+    _add(demo, "--port", "DEMO_PORT", 8000, _port, "the service's port; 0 is a free one")
+    _add(demo, "--page-port", "OTEL_EXPORTER_PROMETHEUS_PORT", 8001, _port, "the page's port; 0 is a free one")
+    _add(demo, "--prometheus-port", "DEMO_PROMETHEUS_PORT", 0, _port, "Prometheus' port; 0 is a free one")
+    demo.add_argument("--no-prometheus", action="store_true", help="start no Prometheus")
+
+    doctor = commands.add_parser("doctor", help="what works here and what does not", description=(
+        "Looks at the packages, shared memory, the page's port, GPUs, what is pushed to, and the settings. "
+        "Ends with 0 if what is needed works, with 1 if something is to be put right."
+    ))  # fmt: skip
+    doctor.set_defaults(run=_doctor)
+    doctor.add_argument("--json", action="store_true", help="for programs")
+
+    render = commands.add_parser("render", help="write what is derived from metrics, settings and rules", description=(
+        "Writes docs and rules of a checkout that are not as the metrics, settings and rules say."
+    ))  # fmt: skip
+    render.set_defaults(run=_render)
+    render.add_argument("--check", action="store_true", help="write nothing; fail if a file is stale")
+    return parser
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from otel_mlops.demo.options import DemoError, Options
+    from otel_mlops.demo.show import run
+
+    options = Options(
+        host=arguments.host,
+        port=arguments.port,
+        page_port=arguments.page_port,
+        prometheus_port=arguments.prometheus_port,
+        seconds=arguments.seconds,
+        rate=arguments.rate,
+        prometheus=not arguments.no_prometheus,
+    )
+    try:
+        run(options, sys.stdout)
+    except DemoError as fault:
+        print(f"otel-mlops demo: {fault}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from otel_mlops.doctor import examine
+
+    report = examine(os.environ)
+    if arguments.json:
+        print(json.dumps(report.as_json(), indent=2))
+    else:
+        print("\n".join(report.lines()))
+    return 1 if report.faults else 0
+
+
+def _render(arguments: argparse.Namespace) -> int:
+    from otel_mlops import render
+
+    try:
+        return render.main(["--check"] if arguments.check else [])
+    except FileNotFoundError as error:
+        print(f"otel-mlops render: {error.filename} is not there: it works in a checkout only.", file=sys.stderr)
+        return 1
+
+
+# --- Arguments --------------------------------------------------------------------------------------------
+
+
+def _add(
+    parser: argparse.ArgumentParser, flag: str, variable: str, default: Any, read: Callable[[str], Any], meaning: str
+) -> None:
+    """Add an option that a variable of the environment gives as well; an empty one is as good as none."""
+
+    def read_or_refuse(text: str) -> Any:
+        try:
+            return read(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text!r}, expected {error} ({flag} or {variable})") from None
+
+    told = "" if default is None else f", else {default}"
+    parser.add_argument(
+        flag,
+        type=read_or_refuse,
+        default=os.environ.get(variable, "").strip() or default,
+        metavar=flag.rpartition("-")[2].upper(),
+        help=f"{meaning} (or {variable}{told})",
+    )
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65_535:
+        raise ValueError("a port from 0 to 65535")
+    return int(text)
+
+
+def _positive(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise ValueError("a number above 0")
+    return number
+
+
+class _Version(argparse.Action):
+    """Tells the version, which is looked up only if it is asked for."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, help="tell the version")
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from otel_mlops.doctor import own_version
+
+        print(f"otel-mlops {own_version()}")
+        parser.exit()
+
+
+def _let_write_anything(stream: TextIO) -> None:
+    """Let a terminal that lacks a character show another instead of ending the program."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="replace")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,153 @@
+"""What the machine has: shared memory for the numbers, sensors, and GPUs."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections import Counter
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+from otel_mlops.doctor.installed import Checked
+from otel_mlops.doctor.patience import PATIENCE_S, within
+from otel_mlops.settings import Settings
+
+_SHARED_MEMORY = "/dev/shm"  # noqa: S108 (compared, not written to)
+_LITTLE_BYTES = 16 * 2**20
+_FIRST_USER = 1000
+
+
+def check_memory(settings: Settings) -> Checked:
+    """Whether a worker's ledger fits where it is to lie."""
+    if os.name != "posix":
+        yield "note", "there is no shared memory on this system: one worker works, and its numbers die with it"
+        return
+    from otel_mlops.sdk.group import open_folder
+    from otel_mlops.sdk.ledger import STREAM, Ledger
+
+    faults: list[str] = []
+    with ExitStack() as undo:
+        for missing in _missing(settings.state_dir):
+            undo.callback(_remove_empty, missing)
+        try:
+            folder = open_folder(settings.state_dir)
+            space = shutil.disk_usage(folder)
+            # Beside the ledgers, not among them: a trial is no worker.
+            trial = Path(tempfile.mkdtemp(prefix="doctor-", dir=folder))
+        except OSError as error:
+            yield "fault", f"{error}. Numbers lie in private memory and do not survive their worker"
+            return
+        undo.callback(_remove_empty, folder)
+        undo.callback(shutil.rmtree, trial, ignore_errors=True)
+        ledger = Ledger(lambda: trial, on_fault=faults.append)
+        ledger.append(STREAM, "doctor", 1)
+        ledger.close()
+        if faults:
+            yield "fault", f"a ledger cannot be made in {folder}: {faults[0]}"
+        else:
+            yield "ok", f"{folder} can be written, {_megabytes(space.free)} of {_megabytes(space.total)} are free"
+    if not faults and space.free < _LITTLE_BYTES:
+        yield "note", "that is little: a worker takes 64 kB and more with each series (Docker: --shm-size)"
+    shared = folder.is_relative_to(_SHARED_MEMORY)
+    if not shared and settings.state_dir is None:
+        yield "note", "there is no /dev/shm that can be written; a folder on a disk is slower to start"
+    if shared and removes_ipc(os.getuid()):
+        yield (
+            "note",
+            (
+                "systemd-logind removes it when this user logs out. Run services as a system user, "
+                "or set RemoveIPC=no in /etc/systemd/logind.conf, or OTEL_MLOPS_STATE_DIR"
+            ),
+        )
+
+
+def removes_ipc(uid: int, root: Path = Path("/")) -> bool:
+    """Whether systemd-logind removes the shared memory of a user who logs out.
+
+    Source:  logind.conf(5), RemoveIPC=: for all but system users, on by default. A user who lingers never is
+             logged out.
+    """
+    if uid < _FIRST_USER or not (root / "run/systemd/system").is_dir():
+        return False
+    import pwd
+
+    with suppress(KeyError):  # a user without a name cannot linger
+        if (root / "var/lib/systemd/linger" / pwd.getpwuid(uid).pw_name).exists():
+            return False
+    folders = [root / "usr/lib/systemd", root / "run/systemd", root / "etc/systemd"]
+    snippets = [path for folder in folders for path in (folder / "logind.conf.d").glob("*.conf")]
+    said = "yes"
+    # The later one goes before the earlier, and a snippet before the file.
+    for path in [*(folder / "logind.conf" for folder in folders), *sorted(snippets, key=lambda path: path.name)]:
+        with suppress(OSError, UnicodeDecodeError):  # most are not there; one that cannot be read says nothing
+            text = path.read_text(encoding="utf-8")
+            said = [said, *re.findall(r"^\s*RemoveIPC\s*=\s*(\w+)", text, re.MULTILINE)][-1]
+    return said.lower() in ("yes", "y", "true", "t", "on", "1")
+
+
+def check_host(_: Settings) -> Checked:
+    """What can be read of the machine."""
+    from otel_mlops import metrics as rows
+    from otel_mlops.sources.host import open_host
+
+    samples = list(within(PATIENCE_S, open_host()))
+    there = {sample.metric for sample in samples}
+    parts = {
+        "CPU": {rows.SYSTEM_CPU_USAGE},
+        "memory": {rows.SYSTEM_MEMORY_USAGE, rows.SYSTEM_MEMORY_TOTAL},
+        "disks": {rows.SYSTEM_DISK_USAGE, rows.SYSTEM_DISK_TOTAL},
+    }
+    missing = [part for part, wanted in parts.items() if not wanted <= there]
+    disks = [sample.attributes["mount_point"] for sample in samples if sample.metric is rows.SYSTEM_DISK_USAGE]
+    sensors = sum(sample.metric is rows.HARDWARE_TEMPERATURE for sample in samples)
+    read = [part for part in parts if part not in missing]
+    temperatures = f"{sensors} temperatures" if sensors else "no temperatures: it shows no sensors"
+    yield "ok", f"{', '.join(read)} ({', '.join(disks)}); {temperatures}"
+    if missing:
+        yield "note", f"not to be read here: {', '.join(missing)}"
+
+
+def check_gpu(_: Settings) -> Checked:
+    """Whether there is an NVIDIA driver with GPUs."""
+    import pynvml
+
+    try:
+        driver, names = within(PATIENCE_S, lambda: _gpus(pynvml))
+    except (pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded) as error:
+        yield "note", f"none: there is no NVIDIA driver here ({error})"
+    except pynvml.NVMLError as error:
+        yield "note", f"none can be read: the NVIDIA driver says {error}"
+    except TimeoutError as error:
+        yield "note", f"none can be read: the NVIDIA driver gave {error}"
+    else:
+        counted = ", ".join(f"{count} {name}" for name, count in Counter(names).items())
+        yield "ok" if names else "note", f"{counted or 'none'}; NVIDIA driver {driver}"
+
+
+def _gpus(pynvml: Any) -> tuple[str, list[str]]:
+    """The version of the driver and the names of the GPUs."""
+    pynvml.nvmlInit()
+    try:
+        handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
+        return pynvml.nvmlSystemGetDriverVersion(), [pynvml.nvmlDeviceGetName(handle) for handle in handles]
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _missing(folder: Path | None) -> list[Path]:
+    """The folders that are to be made for one, the outermost first."""
+    if folder is None:
+        return []
+    return [each for each in reversed([folder, *folder.parents]) if not each.exists()]
+
+
+def _remove_empty(folder: Path) -> None:
+    with suppress(OSError):  # somebody's numbers lie in it now, and so it stays
+        folder.rmdir()
+
+
+def _megabytes(size: float) -> str:
+    return f"{size / 1e6:,.0f} MB"
