@@ -12,13 +12,14 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     import requests
 
 Signal = Literal["metrics", "traces"]
+Made = TypeVar("Made")
 
 _LONGEST_ANSWER = 65_536
 _TRANSIENT = frozenset({429, 502, 503, 504})
@@ -26,6 +27,22 @@ _TRANSIENT = frozenset({429, 502, 503, 504})
 _CREDENTIAL_PROVIDER = "OTEL_PYTHON_EXPORTER_OTLP_HTTP_{}CREDENTIAL_PROVIDER"
 
 _logger = logging.getLogger(__name__)
+
+
+class PerProcess(Generic[Made]):
+    """What a forked child must not have of its parent, such as locks and connections: made anew there."""
+
+    def __init__(self, make: Callable[[], Made]) -> None:
+        self._make = make
+        self._made = make()
+        self._pid = os.getpid()
+
+    def __call__(self) -> Made:
+        """Return this process's own."""
+        if self._pid != os.getpid():
+            self._made = self._make()
+            self._pid = os.getpid()
+        return self._made
 
 
 class Push:
@@ -37,17 +54,21 @@ class Push:
     def __init__(self, signal: Signal, endpoint: str, on_failure: Callable[[str], None]) -> None:
         self.signal = signal
         self.failing = False
-        self.ending = threading.Event()
+        self.ending = PerProcess(threading.Event)
         self.end_by = math.inf
         self._to = urlsplit(endpoint).netloc.rpartition("@")[2]
         self._on_failure = on_failure
         self._drops = itertools.count(1)  # counts in one step: many requests drop spans at a time
         self._dropped = self._dropped_told = 0
 
-    def end(self, within_s: float) -> None:
-        """Allow one more attempt for whatever is left, and no time past this."""
-        self.end_by = min(self.end_by, time.monotonic() + within_s)
-        self.ending.set()
+    def end(self, within_s: float) -> float:
+        """Allow one more attempt for whatever is left, and return the seconds to wait for it.
+
+        Both are a little less than the time, of which something must be left to say that it was too short.
+        """
+        self.end_by = min(self.end_by, time.monotonic() + 0.9 * within_s)
+        self.ending().set()
+        return 0.95 * within_s
 
     def watch(self, export: Callable[..., Any], failure: Any) -> Callable[..., Any]:
         """Return a stock exporter's `export`, with its log lines kept back and its failures told once."""
@@ -69,9 +90,9 @@ class Push:
 
     def failed(self, reason: str) -> None:
         """Count a failed export, and log the first of an outage."""
-        if not self.failing:
+        before, self.failing = self.failing, True
+        if not before:
             _logger.warning("%s do not reach the Collector at %s: %s", self.signal, self._to, reason)
-        self.failing = True
         self._on_failure(self.signal)
 
     def dropped(self, most: int) -> None:
@@ -167,24 +188,17 @@ class _Adapter:
     """
 
     def __init__(self, push: Push) -> None:
-        self._push = push
-        self._connect()
-
-    def _connect(self) -> None:
         from requests.adapters import HTTPAdapter
 
-        self._http = HTTPAdapter()
-        self._pid = os.getpid()
+        self._push = push
+        self._http = PerProcess(HTTPAdapter)
 
     def send(self, request: requests.PreparedRequest, *, timeout: float, **options: Any) -> requests.Response:
         """Send a request until it has arrived, must not be sent again, or the time is up.
 
         Errors:  _Undelivered, at which the stock client gives up.
         """
-        if self._pid != os.getpid():
-            self._connect()  # a forked child must not write into the connections of its parent
         deadline = time.monotonic() + timeout
-        options["stream"] = True
         attempt = 0
         while True:
             try:
@@ -192,14 +206,14 @@ class _Adapter:
             except _Undelivered as failure:
                 if failure.pause_s is None or failure.pause_s >= self._left_s(deadline):
                     raise
-                if failure.pause_s and self._push.ending.is_set():
+                if failure.pause_s and self._push.ending().is_set():
                     raise
-                self._push.ending.wait(failure.pause_s)
+                self._push.ending().wait(failure.pause_s)
             attempt += 1
 
     def close(self) -> None:
         """Close the connections."""
-        self._http.close()
+        self._http().close()
 
     def _left_s(self, deadline: float) -> float:
         return max(0.0, min(deadline, self._push.end_by) - time.monotonic())
@@ -213,7 +227,7 @@ class _Adapter:
             raise _Undelivered("the time was up")
         backoff_s = 2**attempt * random.uniform(0.8, 1.2)  # noqa: S311 - so that many workers do not retry at once
         try:
-            response = self._http.send(request, timeout=cast("Any", Timeout(total=left_s)), **options)
+            response = self._http().send(request, timeout=cast("Any", Timeout(total=left_s)), **options)
             body = _body(response)
         except OSError as error:  # requests' own are OSErrors, too
             # The Collector may have closed a connection that was kept: the second attempt goes at once.
