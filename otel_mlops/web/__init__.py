@@ -27,7 +27,7 @@ def instrument_app(app: Starlette, telemetry: Telemetry) -> None:
     """Count an application's requests, and give it what the settings say: conventions, page, health.
 
     Nothing runs before the application's lifespan begins or its first request comes. Instrumenting the same
-    application again changes nothing.
+    application again changes nothing. Where telemetry is disabled the pages are all that is added.
 
     Errors:  TypeError if `app` is no FastAPI or Starlette application.
              RuntimeError if it has begun to serve, belongs to another telemetry, or a package is missing.
@@ -51,7 +51,10 @@ def instrument_app(app: Starlette, telemetry: Telemetry) -> None:
             "Call configure_telemetry(app) or instrument_app(app) right after FastAPI(), "
             "at the top of the module: not in the lifespan, a start-up handler or a request."
         )
-    choice = conventions.choose(app, telemetry.settings.instrumentation)
+    settings = telemetry.settings
+    choice: conventions.Choice = "as it is"
+    if not settings.disabled:
+        choice = conventions.choose(app, settings.instrumentation)
     stack = _Stack(app, telemetry, hides_from_fastapi=choice in ("none", "opentelemetry"))
     setattr(app, _MARK, stack)
     app.build_middleware_stack = stack  # type: ignore[method-assign]
@@ -78,6 +81,9 @@ class _Stack:
         app = self._app
         stack = type(app).build_middleware_stack(app) if self._before is None else self._before()
         self._add_pages()
+        if self.telemetry.settings.disabled:
+            # Only the pages: what probes the health finds it all the same.
+            return stack
         hides = self._hides_from_fastapi or getattr(app, "_is_instrumented_by_opentelemetry", False)
         if app.build_middleware_stack is self or not hasattr(stack, "app"):
             return RequestMetrics(stack, self.telemetry, hides)

@@ -110,7 +110,7 @@ class Exchange:
     def _begin(self, message: Message) -> Message:
         """Note the status of the answer that begins now, and what made it an error."""
         self._headers = message.get("headers", ())
-        if not self._is_gone:
+        if not (self._is_gone or self._is_finished):
             status = message["status"]
             if status < 500:
                 self._status = status

@@ -25,7 +25,7 @@ _MOST_REMEMBERED = 4096
 
 
 class _Process:
-    """This process: a forked child has another token, which costs less to compare than a pid to ask for."""
+    """Who runs here: a forked child has another token, which costs less to compare than a pid to ask for."""
 
     token = object()
 
@@ -41,6 +41,10 @@ if hasattr(os, "register_at_fork"):
 
 class Settings(Protocol):
     """What the web part reads of the settings."""
+
+    @property
+    def disabled(self) -> bool:
+        """Whether nothing is measured."""
 
     @property
     def metrics_path(self) -> str | None:

@@ -120,7 +120,9 @@ def flattened(routes: Iterable[Any]) -> Iterator[Any]:
     """The routes of an application, those of included routers with their prefixes."""
     # FastAPI 0.137 keeps included routers as one node each; before, their routes stood in the list.
     flatten = getattr(sys.modules.get("fastapi.routing"), "iter_route_contexts", None)
-    return iter(routes) if flatten is None else iter(flatten(routes))
+    for route in routes if flatten is None else flatten(routes):
+        # A plain route in an included router has a copy of its own with the prefix.
+        yield getattr(route, "starlette_route", None) or route
 
 
 def _selected(scope: Scope) -> str | None:
