@@ -6,7 +6,7 @@ import atexit
 import copyreg
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,12 +28,9 @@ class _Current:
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.telemetry: Telemetry | None = None
-
-    def forget(self, telemetry: Telemetry) -> None:
-        """Be as before the configuration, if this is the telemetry that was configured."""
-        with self.lock:
-            if self.telemetry is telemetry:
-                self.telemetry = None
+        """One that was shut down stays until the next is made: an endpoint that asks for it still must not fail."""
+        self.objects: Mapping[str, Any] = {}
+        """What it was given besides its settings."""
 
 
 current = _Current()
@@ -51,7 +48,7 @@ def configure_telemetry(
 
     With `app`, its requests are measured, and sockets and threads start with its lifespan or its first
     request; without one they start now. The keywords are those of `Settings`; what is not given comes from
-    the environment. Called again with the same settings it returns the same handle.
+    the environment. Called again with the same settings, registry, views and readers it returns the same handle.
 
     Errors:  TypeError or ValueError for a setting, naming the argument or variable, its value and what was
              expected; RuntimeError if the process is configured otherwise already, naming the differences.
@@ -68,27 +65,48 @@ def configure_telemetry(
     return telemetry
 
 
-def configure(settings: Settings, **more: Any) -> Telemetry:
+def configure(settings: Settings, **objects: Any) -> Telemetry:
     """Return the telemetry of these settings, made if there is none yet; it is not started."""
     with current.lock:
         known = current.telemetry
-        if known is not None:
+        if known is not None and not known.is_shut_down:
             difference = known.settings.difference(settings)
+            for name, given in objects.items():
+                if not _is_same(current.objects.get(name), given):
+                    difference[name] = current.objects.get(name), given
             if difference:
                 told = "; ".join(f"{name} is {ours!r}, now {theirs!r}" for name, (ours, theirs) in difference.items())
                 msg = f"telemetry is configured already with other settings: {told}"
                 raise RuntimeError(msg)
             return known
-        telemetry = Telemetry(settings, **more)
+        telemetry = Telemetry(settings, **objects)
         if settings.set_global and not settings.disabled:
             become_global(telemetry.meter_provider)
             if telemetry.tracer_provider is not None:
                 trace.set_tracer_provider(telemetry.tracer_provider)
         # Workers of most servers end without running this: the lifespan's end does it for them.
         atexit.register(telemetry.shutdown)
-        telemetry.at_end += [lambda ended: atexit.unregister(ended.shutdown), current.forget]
-        current.telemetry = telemetry
+        telemetry.at_end.append(lambda ended: atexit.unregister(ended.shutdown))
+        current.telemetry, current.objects = telemetry, objects
         return telemetry
+
+
+def _is_same(ours: Any, theirs: Any) -> bool:
+    """Whether what was given is what is given now: the same objects, or views in the same words.
+
+    A module that is executed once more (`python app.py`, whose server imports app) makes its views anew.
+    """
+    if isinstance(ours, Sequence) and isinstance(theirs, Sequence):
+        return len(ours) == len(theirs) and all(map(_is_same, ours, theirs))
+    return ours is theirs or (_words(ours) is not None and _words(ours) == _words(theirs))
+
+
+def _words(view: Any) -> object:
+    from opentelemetry.sdk.metrics.view import Aggregation, View
+
+    if not isinstance(view, View | Aggregation):
+        return None
+    return type(view), {name: _words(each) or each for name, each in vars(view).items()}
 
 
 # Where an application that holds the telemetry is unpickled, it is configured anew: threads and sockets do not

@@ -9,6 +9,7 @@ task that hangs would keep the process alive.
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import logging
 import threading
@@ -57,16 +58,22 @@ class Tasks:
     ) -> None:
         """Run `func` every `interval_seconds`, at once for the first time, or from `start()` on.
 
-        With `once_per_group` it runs in the leader only.
+        With `once_per_group` it runs in the leader only. Where the module that schedules it is executed once
+        more (`python app.py`, whose server imports app), the newer function takes the place of the older.
 
         Units:   seconds, from a millisecond to a year.
-        Errors:  TypeError or ValueError that names the argument; ValueError if the name is taken.
+        Errors:  TypeError or ValueError that names the argument; ValueError if the name is taken by another
+                 function or another interval.
         """
         _check(func, interval_seconds, task_name)
         is_due = self._is_leader if once_per_group else None
         with self._lock:
-            if task_name in self._tasks:
-                raise ValueError(f"task_name is {task_name!r}, expected a name that is not scheduled already")
+            known = self._tasks.get(task_name)
+            if known is not None:
+                if not known.is_again(func, interval_seconds, is_due):
+                    raise ValueError(f"task_name is {task_name!r}, expected a name that is not scheduled already")
+                known.func = func
+                return
             task = _Task(self._instruments, func, interval_seconds, task_name, is_due)
             self._tasks[task_name] = task
             if self._running:
@@ -173,8 +180,7 @@ class _Task:
     ) -> None:
         self.name = name
         self.interval_s = interval_s
-        self.is_async = _is_async(func)
-        self._func = func
+        self.func = func
         self._is_due = is_due
         runs = instruments.instrument(SCHEDULED_TASK_RUNS)
         self._succeeded = runs.bind({"task": name, "result": "success"})
@@ -185,6 +191,16 @@ class _Task:
         self._misses = False
         self._run: Future[None] | None = None
         self._thread: threading.Thread | None = None
+
+    @property
+    def is_async(self) -> bool:
+        """Whether the function is a coroutine's."""
+        return _is_async(self.func)
+
+    def is_again(self, func: Callable[[], Any], interval_s: float, is_due: Callable[[], bool] | None) -> bool:
+        """Say whether this is what is scheduled already, from a module that is executed once more."""
+        same_terms = (interval_s, is_due) == (self.interval_s, self._is_due)
+        return same_terms and _is_same_definition(func, self.func)
 
     def forget_run(self) -> None:
         """Be as if no run were under way."""
@@ -231,7 +247,7 @@ class _Task:
         try:
             if self._is_due is not None and not self._is_due():
                 return
-            result = self._func()
+            result = self.func()
             if inspect.isawaitable(result):
                 wait_for(result)
         except BaseException as error:
@@ -245,7 +261,7 @@ class _Task:
         try:
             if self._is_due is not None and not self._is_due():
                 return
-            await self._func()
+            await self.func()
         except GeneratorExit:
             raise
         except BaseException as error:
@@ -323,6 +339,20 @@ def _start_scheduler() -> Any:
 
 def _is_async(func: Callable[[], Any]) -> bool:
     return inspect.iscoroutinefunction(func) or inspect.iscoroutinefunction(getattr(func, "__call__", None))  # noqa: B004
+
+
+def _is_same_definition(one: Callable[[], Any], other: Callable[[], Any]) -> bool:
+    """Say whether two functions are one in the source: at the top of a module a name stands for one only."""
+    names, modules = zip(*(_definition(each) for each in (one, other)), strict=True)
+    # Lambdas and inner functions share their names with others; from the same module they may be others.
+    return names[0] == names[1] and (modules[0] != modules[1] or "<" not in names[0])
+
+
+def _definition(func: Any) -> tuple[str, str]:
+    while isinstance(func, functools.partial):
+        func = func.func
+    named = func if hasattr(func, "__qualname__") else type(func)
+    return named.__qualname__, named.__module__
 
 
 def _check(func: object, interval_seconds: object, task_name: object) -> None:

@@ -59,6 +59,7 @@ class Telemetry(Verbs):
         views: Sequence[View] = (),
         metric_readers: Sequence[MetricReader] = (),
         sources: Mapping[str, Source] | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         from otel_mlops.sdk.page import PageReader
         from otel_mlops.sdk.server import PageServer
@@ -91,6 +92,7 @@ class Telemetry(Verbs):
             settings.monitoring_interval,
             on_dropped=self.meter_provider.count_dropped,
             at_midnight=self._daily.begin_day,
+            wall_clock=clock,
         )
         self._tasks = Tasks(self.meter_provider, is_leader=self._leads)
         self._server = PageServer(self.page, settings.host, settings.port)
@@ -156,11 +158,18 @@ class Telemetry(Verbs):
         if not labels:
             raise ValueError("forget() is given no label, expected at least one, as in forget(model_version='v1')")
         gone = self.meter_provider.forget(labels)
+        self._daily.forget(labels)
+        self._forget_health(labels)
         with self._lock:
             for name, version_ in list(self._models):
                 if labels.items() <= {"model_name": name, "model_version": version_}.items():
                     del self._models[name, version_]
         return gone
+
+    @property
+    def is_shut_down(self) -> bool:
+        """Whether it has ended: records are still taken, and seen by nobody."""
+        return self._ended
 
     @property
     def url(self) -> str:

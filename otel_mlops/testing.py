@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -66,15 +67,19 @@ def collect(telemetry: Telemetry) -> Samples:
 
 
 @contextmanager
-def fresh_telemetry(*, sources: Mapping[str, Source] | None = None, **settings: Any) -> Iterator[Telemetry]:
+def fresh_telemetry(
+    *, sources: Mapping[str, Source] | None = None, clock: Callable[[], float] = time.time, **settings: Any
+) -> Iterator[Telemetry]:
     """Telemetry of its own for the `with` block, which `get_telemetry()` finds too.
 
-    It reads no environment, opens no port, starts no thread and sets nothing global unless it is told to:
-    `start_server=True, port=0` gives it a page on a free port after `start()`. `sources` are read when
-    `sample()` is called.
+    It takes no setting from the environment, opens no port, starts no thread and sets nothing global unless it is
+    told to: `start_server=True, port=0` gives it a page on a free port after `start()`. `sources` stand for the
+    drivers and are read when `sample()` is called. After `start()` a new day begins when `clock` says so.
+
+    Units:   `clock` counts seconds from the epoch in UTC.
     """
-    private: dict[str, Any] = {"service_name": "test", "start_server": False, "set_global": False, "host": "127.0.0.1"}
-    telemetry = Telemetry(Settings(**(private | settings)), sources=sources or {})
+    private: dict[str, Any] = {"service_name": "test", "start_server": False, "set_global": False}
+    telemetry = Telemetry(Settings(**(private | settings)), sources=sources or {}, clock=clock)
     before = current.telemetry
     current.telemetry = telemetry
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from otel_mlops import metrics as rows
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from otel_mlops.sdk.provider import MeterProvider
 
 _METHODS = frozenset(rows.METHODS)
+_MOST_COMPONENTS = 1000
 _SCORES = {"accuracy": rows.MODEL_ACCURACY, "rmse": rows.MODEL_RMSE, "mae": rows.MODEL_MAE, "r2": rows.MODEL_R2}
 
 
@@ -35,7 +36,12 @@ class InfoVerb:
 
 
 class Verbs:
-    """Everything that is recorded by name; no verb raises for a value that is no fit number: it is counted."""
+    """Everything that is recorded by name.
+
+    The verbs that `record` or `update` are called while a request is served and raise nothing: a value that is no
+    fit number is dropped, counted in otel_mlops_dropped_total and said once. Those that `set` describe the
+    service, and refuse a mistake.
+    """
 
     def __init__(self, provider: MeterProvider) -> None:
         self._provider = provider
@@ -48,14 +54,14 @@ class Verbs:
 
     def record_request(self, method: str, endpoint: str, status_code: int | str, duration: float) -> None:
         """Count a request that the middleware does not see, and its duration in seconds."""
-        method = method if method in _METHODS else "_OTHER"
-        at = {"method": method, "endpoint": endpoint}
-        self.instrument(rows.API_REQUESTS).add(1, {**at, "status_code": str(status_code)})
+        method = _label(method)
+        at = {"method": method if method in _METHODS else "_OTHER", "endpoint": _label(endpoint)}
+        self.instrument(rows.API_REQUESTS).add(1, {**at, "status_code": _label(status_code)})
         self.instrument(rows.API_REQUEST_DURATION).record(duration, at)
 
     def record_error(self, error_type: str, endpoint: str) -> None:
         """Count an error by the name of its class and the endpoint it met."""
-        self.instrument(rows.ERRORS).add(1, {"error_type": error_type, "endpoint": endpoint})
+        self.instrument(rows.ERRORS).add(1, {"error_type": _label(error_type), "endpoint": _label(endpoint)})
 
     def record_prediction(
         self,
@@ -76,14 +82,17 @@ class Verbs:
     ) -> None:
         """Count a prediction of as many rows as there are values, its duration in milliseconds and the values.
 
-        Errors:  TypeError if `values` has no length.
+        Of an array with several columns the rows are counted only. What has no length is one prediction.
         """
-        if not hasattr(values, "__len__") or isinstance(values, str | bytes):
-            raise TypeError(f"values is {values!r:.200}, expected a sequence or array of numbers")
+        count = _length(values)
+        if count is None:
+            self.record_prediction(duration_ms, model_version, values, model_name=model_name)
+            return
         model = _model(model_version, model_name)
-        self._prediction(duration_ms, model, "batch", len(values))
-        self.instrument(rows.PREDICTION_BATCH_SIZE).record(len(values), model)
-        self.instrument(rows.PREDICTION_VALUES).bind(model).record_many(values)
+        self._prediction(duration_ms, model, "batch", count)
+        self.instrument(rows.PREDICTION_BATCH_SIZE).record(count, model)
+        if getattr(values, "shape", ())[1:] in ((), (1,)):
+            self.instrument(rows.PREDICTION_VALUES).bind(model).record_many(values)
 
     def record_model_load(self, model_version: str, duration: float, *, model_name: str | None = None) -> None:
         """Record how many seconds a model took to load."""
@@ -94,14 +103,19 @@ class Verbs:
         model_name: str,
         model_version: str,
         *,
-        stage: str = "",
-        type: str = "",  # noqa: A002  (the label's name)
-        features: int | str = "",
+        stage: str | None = None,
+        type: str | None = None,  # noqa: A002  (the label's name)
+        features: int | None = None,
     ) -> None:
-        """Say what a model is; what was said of this name and version before is replaced."""
+        """Say what a model is; what was said of this name and version before is replaced.
+
+        `features` is the number of them.
+        """
         model = _model(model_version, model_name)
+        told = {"stage": stage, "type": type, "features": features}
+        facts = {title: _label(fact) for title, fact in told.items() if fact is not None}
         self.instrument(rows.MODEL_INFO).forget(model)
-        self.instrument(rows.MODEL_INFO).set(1.0, {**model, "stage": stage, "type": type, "features": str(features)})
+        self.instrument(rows.MODEL_INFO).set(1.0, {**model, **facts})
 
     def set_model_status(self, model_version: str, status: str, *, model_name: str | None = None) -> None:
         """Say that a model is loading, ready, in error or unavailable.
@@ -111,7 +125,8 @@ class Verbs:
         if status not in rows.MODEL_STATES:
             raise ValueError(f"status is {status!r:.80}, expected one of {', '.join(sorted(rows.MODEL_STATES))}")
         model = _model(model_version, model_name)
-        for state in rows.MODEL_STATES:
+        # The new one first: a page made in between shows two states rather than none.
+        for state in sorted(rows.MODEL_STATES, key=status.__ne__):
             self.instrument(rows.MODEL_STATUS).set(state == status, {**model, "model_status": state})
 
     def update_model_performance_metrics(
@@ -126,7 +141,7 @@ class Verbs:
         model_name: str | None = None,
     ) -> None:
         """Set the scores of a model on a dataset; those that are None stay as they were."""
-        on = {**_model(model_version, model_name), "dataset": dataset}
+        on = {**_model(model_version, model_name), "dataset": _label(dataset)}
         for name, score in {"accuracy": accuracy, "rmse": rmse, "mae": mae, "r2": r2}.items():
             if score is not None:
                 self.instrument(_SCORES[name]).set(score, on)
@@ -150,19 +165,26 @@ class Verbs:
         self, model_version: str, feature: str, drift_score: float, *, model_name: str | None = None
     ) -> None:
         """Set how far a feature has drifted from its reference."""
-        on = {**_model(model_version, model_name), "feature": feature}
+        on = {**_model(model_version, model_name), "feature": _label(feature)}
         self.instrument(rows.MODEL_DRIFT_SCORE).set(drift_score, on)
 
     def update_api_health_status(self, component: str, is_healthy: bool) -> None:
         """Say whether a component (`database`, `model`) is healthy; `/health` tells it too."""
-        healthy = bool(is_healthy)
-        if component in self._health or len(self._health) < 1000:
+        component, given = _label(component), cast("Any", is_healthy)
+        status = self.instrument(rows.API_HEALTH_STATUS).bind({"component": component})
+        try:
+            # A text is true whatever it says: "down" must not count as healthy.
+            healthy = bool(float(given)) if isinstance(given, str) else bool(given)
+        except Exception:
+            status.set(given)  # neither true nor false: dropped and counted
+            return
+        if component in self._health or len(self._health) < _MOST_COMPONENTS:
             self._health[component] = healthy
-        self.instrument(rows.API_HEALTH_STATUS).set(healthy, {"component": component})
+        status.set(healthy)
 
     def record_database_operation(self, operation: str, table: str, duration: float) -> None:
         """Count a database operation and its duration in seconds."""
-        on = {"operation": operation, "table": table}
+        on = {"operation": _label(operation), "table": _label(table)}
         self.instrument(rows.DATABASE_OPERATIONS).add(1, on)
         self.instrument(rows.DATABASE_OPERATION_DURATION).record(duration, on)
 
@@ -180,15 +202,42 @@ class Verbs:
         components = dict(self._health)
         return {"status": "healthy" if all(components.values()) else "unhealthy", "components": components}
 
+    def _forget_health(self, labels: Mapping[str, str]) -> None:
+        if labels.keys() == {"component"}:
+            self._health.pop(labels["component"], None)
+
     def _prediction(self, duration_ms: float, model: dict[str, str], prediction_type: str, count: int) -> None:
         of = {**model, "prediction_type": prediction_type}
         self.instrument(rows.PREDICTIONS).add(count, of)
         try:
-            seconds = duration_ms / 1000.0
-        except TypeError:
-            seconds = duration_ms  # dropped and counted by the histogram, as any other value that is no number
+            seconds = float(duration_ms) / 1000.0
+        except Exception:
+            seconds = duration_ms  # no number: the histogram drops and counts it
         self.instrument(rows.PREDICTION_DURATION).record(seconds, of)
 
 
 def _model(version: str, name: str | None) -> dict[str, str]:
-    return {"model_version": version} if name is None else {"model_name": name, "model_version": version}
+    model = {} if name is None else {"model_name": _label(name)}
+    return {**model, "model_version": _label(version)}
+
+
+def _label(given: object) -> str:
+    """The text of a label; of an exception or a class its name, since a text may hold an id or a secret."""
+    if isinstance(given, str):
+        return given
+    if isinstance(given, BaseException):
+        given = type(given)
+    try:
+        return given.__name__ if isinstance(given, type) else str(given)
+    except Exception:
+        return type(given).__name__  # whatever a stranger's object raises, it has no text
+
+
+def _length(values: Any) -> int | None:
+    """The number of rows of a batch; None for one answer, as a text or a mapping is, or an array without a shape."""
+    if isinstance(values, str | bytes | Mapping):
+        return None
+    try:
+        return len(values)
+    except Exception:
+        return None  # whatever a stranger's object raises, it has no length

@@ -24,6 +24,7 @@ class Guarded:
         self._instrument = instrument
         self._on_dropped = on_dropped
         self._failing = False
+        self._told = False
         if isinstance(callback, Generator):
             next(callback)  # a generator is sent its options, which needs it to have begun
 
@@ -31,27 +32,36 @@ class Guarded:
         observations: list[Observation] = []
         try:
             for observation in self._call(options):
-                value = float(observation.value)
-                if math.isfinite(value):
-                    observations.append(observation)
-                else:
-                    self._on_dropped("not_finite")
-        except Exception as error:
-            self._on_dropped("callback")
-            if not self._failing:
-                _logger.warning("callback of %s failed: %r; said once until it works again", self._instrument, error)
-            self._failing = True
+                observations += self._fit(observation)
         except KeyboardInterrupt:
             raise
         except BaseException as error:
             # SystemExit or CancelledError of a callback must not end the thread that serves the page.
             self._on_dropped("callback")
-            _logger.warning("callback of %s raised %r", self._instrument, error)
+            if not self._failing:
+                _logger.warning("callback of %s failed: %r; said once until it works again", self._instrument, error)
+            self._failing = True
         else:
             if self._failing:
                 _logger.info("callback of %s works again", self._instrument)
             self._failing = False
         return observations
+
+    def _fit(self, observation: Observation) -> list[Observation]:
+        """The observation with a number that the SDK can count with, or nothing."""
+        value: Any = observation.value
+        try:
+            number = float(value)
+        except Exception:
+            number = None
+        if number is not None and math.isfinite(number):
+            plain = type(value) in (int, float)
+            return [observation if plain else Observation(number, observation.attributes, observation.context)]
+        self._on_dropped("type" if number is None else "not_finite")
+        if not self._told:
+            self._told = True
+            _logger.warning("callback of %s gave a %s that is no finite number", self._instrument, type(value).__name__)
+        return []
 
     def _call(self, options: CallbackOptions) -> Iterable[Observation]:
         if isinstance(self.callback, Generator):

@@ -51,10 +51,11 @@ class Observed(Fact):
 class Family:
     """All series of one name on the page."""
 
-    __slots__ = ("help", "name", "reserved", "type", "unit", "written")
+    __slots__ = ("additive", "help", "name", "reserved", "type", "unit", "written")
 
     def __init__(self, name: str, kind: str, unit: str, description: str) -> None:
         self.type = "gauge" if kind == "updown" else kind
+        self.additive = kind in ("counter", "updown", "histogram")
         self.name = page_family(name, self.type, unit)  # type: ignore[arg-type]
         self.unit = page_unit(unit) if self.name.endswith(f"_{page_unit(unit)}") else ""
         self.help = description
@@ -107,14 +108,13 @@ class Family:
 
     def write(self, *, openmetrics: bool) -> list[bytes]:
         """The lines of every series, made again only where a number has changed."""
-        additive = self.type in ("counter", "histogram")
-        return [written.write(additive=additive, openmetrics=openmetrics) for written in self._in_order()]
+        return [written.write(additive=self.additive, openmetrics=openmetrics) for written in self._in_order()]
 
     def as_metric(self) -> Metric:
         """The family as prometheus_client's."""
         metric = Metric(self.name, self.help, self.type, self.unit)
         for written in self._in_order():
-            values = written.read(additive=self.type in ("counter", "histogram"))
+            values = written.read(additive=self.additive)
             pairs = dict(written.lines.pairs)
             if isinstance(written.lines, HistogramLines):
                 exemplars = written.exemplars() or [None] * (len(values) - 1)
@@ -132,7 +132,9 @@ class Family:
         if self.type != "stateset":
             return list(self.written.values())
         # OpenMetrics wants the states of one thing to follow one another.
-        return sorted(self.written.values(), key=lambda w: [v for k, v in w.lines.pairs.items() if k != self.name])
+        return sorted(
+            self.written.values(), key=lambda w: [pair for pair in w.lines.pairs.items() if pair[0] != self.name]
+        )
 
 
 class Written:
@@ -158,7 +160,8 @@ class Written:
             return series[0].read()  # type: ignore[no-any-return]
         every = [each.read() for each in series]
         if additive:
-            return [math.fsum(cells) for cells in zip(*every, strict=True)]
+            # Not strict: a gauge that shares its name with an up-down counter has a cell more.
+            return [math.fsum(cells) for cells in zip(*every, strict=False)]
         return max(every, key=lambda cells: cells[1] if len(cells) > 1 else math.inf)
 
     def write(self, *, additive: bool, openmetrics: bool) -> bytes:
@@ -169,7 +172,7 @@ class Written:
             self._values = values
         if openmetrics and isinstance(self.lines, HistogramLines):
             exemplars = self.exemplars()
-            if self.lines.differs_in_openmetrics(exemplars):
+            if exemplars is not None or self.lines.lacks_sum(values):
                 return self.lines.write_openmetrics(values, exemplars or ()).encode("utf-8", "replace")
         return self._text
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import metrics as api
@@ -20,6 +21,8 @@ Attributes = Mapping[str, Any]
 
 _FORMS_PER_SERIES = 4
 """How many ways of writing a set of attributes (its order) are remembered for each series."""
+
+_SCALARS = (str, bool, int, float, bytes, type(None))
 
 _TYPES_PER_FORM = 16
 """How many ways of typing its values."""
@@ -67,14 +70,11 @@ class Instrument:
 
     def _find(self, attributes: Any, known: Any = None) -> Any:
         if known.__class__ is _ByType:
-            series = known.find(attributes)
-            if series is not None:
-                return series
+            known = known.find(attributes)
+        if known is not None:
+            return known
         if self._disabled:
             return NOWHERE
-        if not attributes:
-            self._plain = self._series(None)[0]
-            return self._plain
         series, is_overflow = self._series(attributes)
         if not is_overflow:
             # The overflow is looked up each time, so that each record that it takes is counted.
@@ -83,8 +83,12 @@ class Instrument:
 
     def _remember(self, series: Any, attributes: Any) -> None:
         try:
+            if not attributes:
+                self._plain = series
+                return
             form = (*attributes, *attributes.values())
-            if not all(isinstance(key, str) for key in attributes):
+            # A tuple is found each time: (1,), (True,) and (1.0,) are equal, and so are their types.
+            if not all(isinstance(key, str) and isinstance(value, _SCALARS) for key, value in attributes.items()):
                 return
             if len(self._forms) >= self._limit:
                 self._forms.clear()
@@ -93,7 +97,7 @@ class Instrument:
                 self._forms.setdefault(form, _ByType(odd)).keep(attributes, series)
             else:
                 self._forms[form] = series
-        except (TypeError, AttributeError):
+        except Exception:
             return  # no mapping, or a value that cannot be hashed (a list): found each time
 
     def _series(self, attributes: Attributes | None) -> tuple[Any, bool]:
@@ -135,8 +139,8 @@ class Counter(Instrument, sdk.Counter):
         """Add a number that is not negative."""
         try:
             series: Any = self._forms.get((*attributes, *attributes.values())) if attributes else self._plain
-        except (TypeError, AttributeError):
-            series = None
+        except Exception:
+            series = None  # no mapping, or a value that cannot be hashed
         if series.__class__ is not self._recording:
             series = self._find(attributes, series)
         series.add(amount)
@@ -157,8 +161,8 @@ class Histogram(Instrument, sdk.Histogram):
         """Count a value in its bucket."""
         try:
             series: Any = self._forms.get((*attributes, *attributes.values())) if attributes else self._plain
-        except (TypeError, AttributeError):
-            series = None
+        except Exception:
+            series = None  # no mapping, or a value that cannot be hashed
         if series.__class__ is not self._recording:
             series = self._find(attributes, series)
         if context is None:
@@ -174,8 +178,8 @@ class Gauge(Instrument, sdk._Gauge):
         """Set the value."""
         try:
             series: Any = self._forms.get((*attributes, *attributes.values())) if attributes else self._plain
-        except (TypeError, AttributeError):
-            series = None
+        except Exception:
+            series = None  # no mapping, or a value that cannot be hashed
         if series.__class__ is not self._recording:
             series = self._find(attributes, series)
         series.set(amount)
@@ -229,7 +233,9 @@ class _ProxyHandle:
                 handle = self._handle = real.bind(self._attributes)
             else:
                 # Somebody else's provider won: its instruments take the attributes with each call.
-                return lambda value: getattr(real, verb)(value, self._attributes)
+                one = verb.removesuffix("_many")
+                record = partial(getattr(real, one), attributes=self._attributes)
+                return record if one == verb else lambda values: [record(value) for value in values]
         return getattr(handle, verb)
 
 

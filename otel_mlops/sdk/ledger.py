@@ -98,10 +98,11 @@ class Ledger:
 
     def abandon(self) -> None:
         """Begin anew in a forked child: nothing of the parent's file, lock or mappings is kept."""
-        if self._lock_file >= 0:
-            # The child shares the parent's open file, and with it the lock: closing only drops our hold.
-            os.close(self._lock_file)
+        lock_file = self._lock_file
         self._begin()
+        if lock_file >= 0:
+            # The child shares the parent's open file, and with it the lock: closing only drops our hold.
+            os.close(lock_file)
 
     def close(self) -> None:
         """Remove the file; cells that are still referred to go on in memory nobody else sees."""

@@ -129,13 +129,12 @@ class Meter(sdk.Meter):
         return found
 
     def _observable(self, create: Callable[..., Any], name: str, callbacks: Any, unit: str, description: str) -> Any:
-        guards = [Guarded(each, name, self._provider.count_dropped) for each in callbacks or ()]
-        before = set(self._instrument_id_instrument)
-        instrument = create(name, guards, unit or "", description or "")
-        if set(self._instrument_id_instrument) == before:
-            # The stock SDK drops the callbacks of the second without a word.
-            known = {getattr(each, "callback", None) for each in instrument._callbacks}
-            instrument._callbacks.extend(each for each in guards if each.callback not in known)
+        # Without callbacks at first: the stock SDK drops those of a second instrument without a word.
+        instrument = create(name, [], unit or "", description or "")
+        known = [each.callback for each in instrument._callbacks]
+        instrument._callbacks.extend(
+            Guarded(each, name, self._provider.count_dropped) for each in callbacks or () if each not in known
+        )
         return instrument
 
     def _set_meter_config(self, meter_config: Any) -> None:

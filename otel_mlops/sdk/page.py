@@ -54,7 +54,8 @@ class PageReader(PrometheusMetricReader):
         self._lock = RLock()
         self._families: dict[str, Family] = {}
         self._owners: dict[str, Family] = {}
-        self._versions: list[int] = []
+        self._homes: dict[Stream, Family | None] = {}
+        self._versions: list[int] | None = None
         self._said: list[Written] = []
 
     def after_fork(self) -> None:
@@ -102,8 +103,13 @@ class PageReader(PrometheusMetricReader):
 
     def _as_metrics(self) -> Iterator[Metric]:
         """Our families as prometheus_client's, for the shared registry."""
+        found = []
         with self._lock:
-            found = [family.as_metric() for family in self._refresh()]
+            for family in self._refresh():
+                try:
+                    found.append(family.as_metric())
+                except Exception as error:
+                    self._tell(f"{family.name} could not be rendered and is left out: {error!r}")
         yield from found
 
     def _refresh(self) -> list[Family]:
@@ -137,13 +143,10 @@ class PageReader(PrometheusMetricReader):
                     self._put(home, series.rendered, series, series.attributes, stream.bounds)
 
     def _family_of(self, stream: Stream) -> Family | None:
-        if stream.page is None:
+        if stream not in self._homes:
             kind = stream.row.kind if stream.row is not None else stream.kind
-            stream.page = self._family(stream.name, kind, stream.unit, stream.description) or False
-        elif stream.page and stream.page.name not in self._families:
-            stream.page = None  # the page began anew, after a fork
-            return self._family_of(stream)
-        return stream.page or None
+            self._homes[stream] = self._family(stream.name, kind, stream.unit, stream.description)
+        return self._homes[stream]
 
     def _family(self, name: str, kind: str, unit: str, description: str) -> Family | None:
         """The family of a metric, or None where its name belongs to a metric of another type."""
@@ -187,7 +190,9 @@ class PageReader(PrometheusMetricReader):
         for resource_metrics in data.resource_metrics if data else ():
             for scope_metrics in resource_metrics.scope_metrics:
                 for metric in scope_metrics.metrics:
-                    kind = "counter" if isinstance(metric.data, Sum) and metric.data.is_monotonic else "gauge"
+                    kind = "gauge"
+                    if isinstance(metric.data, Sum):
+                        kind = "counter" if metric.data.is_monotonic else "updown"
                     family = self._family(metric.name, kind, metric.unit or "", metric.description or "")
                     for point in metric.data.data_points if family else ():
                         key = label_text(labels(point.attributes or {}))

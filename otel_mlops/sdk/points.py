@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from opentelemetry.sdk.metrics import Exemplar
-from opentelemetry.sdk.metrics._internal.aggregation import ExponentialBucketHistogramAggregation
 from opentelemetry.sdk.metrics._internal.instrument import _Counter, _Gauge, _Histogram, _UpDownCounter
 from opentelemetry.sdk.metrics.export import (
     AggregationTemporality,
@@ -20,6 +19,7 @@ from opentelemetry.sdk.metrics.export import (
     NumberDataPoint,
     Sum,
 )
+from opentelemetry.sdk.metrics.view import DefaultAggregation, ExplicitBucketHistogramAggregation
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.metrics.export import MetricReader
@@ -40,8 +40,16 @@ class Points:
         self._temporality = {kind: reader._instrument_class_temporality[of] for kind, of in _CLASSES.items()}
         self._last: WeakKeyDictionary[Series, tuple[int, list[float], int]] = WeakKeyDictionary()
         self._last_ns = time.time_ns()
-        if isinstance(reader._instrument_class_aggregation[_Histogram], ExponentialBucketHistogramAggregation):
-            _logger.warning("%s asks for exponential histograms; it gets explicit buckets", type(reader).__name__)
+        for kind, of in _CLASSES.items():
+            asked: Any = reader._instrument_class_aggregation[of]
+            plain = isinstance(asked, ExplicitBucketHistogramAggregation) and asked._boundaries is None
+            if not isinstance(asked, DefaultAggregation) and not (kind == "histogram" and plain):
+                _logger.warning(
+                    "%s asks for the %s of a %s, which is the same for all readers here: a view can change it",
+                    type(reader).__name__,
+                    type(asked).__name__,
+                    kind,
+                )
 
     def read(self, streams: Iterable[Stream]) -> list[tuple[Stream, Metric]]:
         """Return each stream that has something to tell, with its data points."""

@@ -68,7 +68,7 @@ class MeterProvider(sdk.MeterProvider):
         *,
         ledger: Ledger | None = None,
         max_series: int = 2000,
-        disabled: bool = False,
+        disabled: bool | None = None,
     ) -> None:
         for view in views:
             _check_view(view)
@@ -83,7 +83,8 @@ class MeterProvider(sdk.MeterProvider):
             msg = f"exemplar_filter must be one of {sorted(_FILTERS.values())}, not a {filter_type.__name__}"
             raise ValueError(msg)
         self._exemplar_filter = _FILTERS[filter_type]
-        self._disabled = self._disabled or disabled
+        if disabled is not None:
+            self._disabled = disabled
         self._consumer = Consumer(self._sdk_config, self.streams)
         self._measurement_consumer = self._consumer
         self._rows: dict[str, Any] = {}
@@ -203,9 +204,15 @@ class MeterProvider(sdk.MeterProvider):
                 failed.append(reader)
                 _logger.exception("%s of %s failed", verb, type(reader).__name__)
 
-        threads = [threading.Thread(target=call, args=(each,), daemon=True) for each in self._metric_readers]
-        for thread in threads:
-            thread.start()
+        threads = []
+        for reader in self._metric_readers:
+            thread = threading.Thread(target=call, args=(reader,), daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                call(reader)  # the interpreter is ending and starts no thread any more (3.12+)
+            else:
+                threads.append(thread)
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         return not failed and not any(thread.is_alive() for thread in threads)
@@ -221,7 +228,8 @@ class MeterProvider(sdk.MeterProvider):
             buckets = bounds
             if isinstance(view._aggregation, ExplicitBucketHistogramAggregation):
                 if kind == "histogram":
-                    buckets = tuple(map(float, view._aggregation._boundaries or DEFAULT_BOUNDS))
+                    given = view._aggregation._boundaries
+                    buckets = bounds if given is None else check_bounds(given)
                 else:
                     _logger.warning("view of %s: only a histogram has buckets; it stays a %s", instrument.name, kind)
             stream = Stream(
@@ -251,14 +259,18 @@ class MeterProvider(sdk.MeterProvider):
 
     def _handle_fork(self) -> None:
         """In a forked child: nothing of the parent's counts, locks and file; then what the stock SDK does."""
-        super()._handle_fork()
-        self._meter_lock = threading.RLock()  # type: ignore[assignment]
-        for meter in self._meters.values():
-            meter.fresh_locks()  # type: ignore[attr-defined]
-        self.ledger.abandon()
+        # Ours first: whatever the detectors of the resource do, nothing may be written into the parent's file.
         for stream in self._streams:
             stream.after_fork()
+        self.ledger.abandon()
+        for meter in self._meters.values():
+            meter.fresh_locks()  # type: ignore[attr-defined]
         self._consumer.after_fork()
+        for reader in self._metric_readers:
+            # The page's reader, whose lock another thread may have held; the stock readers have hooks of their own.
+            getattr(reader, "after_fork", lambda: None)()
+        super()._handle_fork()
+        self._meter_lock = threading.RLock()  # type: ignore[assignment]
 
 
 def exemplar_filter(name: str) -> ExemplarFilter:
@@ -298,4 +310,4 @@ def _check_view(view: View) -> None:
         )
         raise ValueError(msg)  # noqa: TRY004  (the view is one; its aggregation is a value of it)
     if isinstance(aggregation, ExplicitBucketHistogramAggregation):
-        check_bounds(aggregation._boundaries or DEFAULT_BOUNDS)
+        check_bounds(aggregation._boundaries or ())

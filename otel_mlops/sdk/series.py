@@ -11,12 +11,12 @@ from __future__ import annotations
 import sys
 import time
 from bisect import bisect_left
-from collections import Counter as Tally
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from opentelemetry import context as otel_context
 
+from otel_mlops.sdk.batch import LARGEST, count_by_bucket, drawn
 from otel_mlops.sdk.exemplars import Exemplars, sampled_span
 from otel_mlops.sdk.ledger import EXEMPLARS, SERIES, Place
 
@@ -27,11 +27,6 @@ if TYPE_CHECKING:
     from opentelemetry.util.types import AnyValue
 
     from otel_mlops.sdk.stream import Stream
-
-LARGEST = sys.float_info.max
-
-_WORTH_AN_ARRAY = 64
-"""From about this length on a list is counted faster through numpy, if the program has loaded it."""
 
 Cells: TypeAlias = Any
 """A memoryview of doubles, or its stand-in before the first record; typed loosely because += is indexed."""
@@ -252,8 +247,8 @@ class HistogramSeries(Series):
         """Count many values in one go: a numpy array, or any iterable of numbers."""
         try:
             if not hasattr(values, "__len__"):
-                values = _drawn(values, self.stream)
-            counts, total = self._count(values)
+                values = drawn(values, partial(self.stream.drop, "type", values))
+            counts, total = count_by_bucket(values, self.bounds, self._lowest)
         except Exception:
             # One bad value among them: each is then judged alone, and only the bad ones are dropped.
             self._record_each(values)
@@ -262,37 +257,6 @@ class HistogramSeries(Series):
         for index, count in counts:
             cells[index] += count
         cells[-1] += total
-
-    def _count(self, values: Iterable[float]) -> tuple[list[tuple[int, float]], float]:
-        """Counts by bucket and the sum; raises where a single value is not fit to be counted."""
-        numpy = sys.modules.get("numpy")
-        if numpy is not None and (hasattr(values, "__array__") or len(values) > _WORTH_AN_ARRAY):  # type: ignore[arg-type]
-            array = numpy.asarray(values, dtype=numpy.float64)
-            if array.ndim > 1 and not hasattr(values, "__array__"):
-                raise TypeError  # lists in a list are no numbers, however many there are
-            array = array.ravel()
-            if not array.size:
-                return [], 0.0
-            total = float(array.sum())
-            if not (self._lowest <= array.min() and -LARGEST <= total <= LARGEST):
-                raise ValueError
-            places = numpy.searchsorted(self.bounds_array(numpy), array, side="left")
-            tally = numpy.bincount(places).tolist()
-            return [(index, float(count)) for index, count in enumerate(tally) if count], total
-        numbers = values if isinstance(values, (list, tuple)) else list(values)
-        if not numbers:
-            return [], 0.0
-        total = float(sum(numbers))
-        # A NaN or an infinity among them would show in the sum, a negative one in the minimum.
-        if not (self._lowest <= min(numbers) and -LARGEST <= total <= LARGEST):
-            raise ValueError
-        return [(i, float(n)) for i, n in Tally(map(partial(bisect_left, self.bounds), numbers)).items()], total
-
-    def bounds_array(self, numpy: Any) -> Any:
-        """The bounds as a numpy array, made once for all series of the metric."""
-        if self.stream.bounds_array is None:
-            self.stream.bounds_array = numpy.array(self.bounds, dtype=numpy.float64)
-        return self.stream.bounds_array
 
     def _record_each(self, values: Iterable[float]) -> None:
         try:
@@ -328,16 +292,6 @@ class HistogramSeries(Series):
             return found
 
 
-def _drawn(values: Iterable[float], stream: Stream) -> list[float]:
-    """What an iterable gives, up to where it fails."""
-    drawn: list[float] = []
-    try:
-        drawn.extend(values)
-    except Exception:
-        stream.drop("type", values)
-    return drawn
-
-
 class Several:
     """One recording for several streams, where more than one view selects an instrument; or for none."""
 
@@ -364,7 +318,7 @@ class Several:
     def record_many(self, values: Iterable[float]) -> None:
         """Record many in each."""
         if len(self._each) > 1 and not hasattr(values, "__len__"):
-            values = _drawn(values, self._each[0].stream)
+            values = drawn(values, partial(self._each[0].stream.drop, "type", values))
         for series in self._each:
             series.record_many(values)
 

@@ -12,9 +12,10 @@ from weakref import WeakValueDictionary
 from opentelemetry.attributes import _clean_attribute_value
 from opentelemetry.sdk.metrics._internal._view_instrument_match import _OVERFLOW_ATTRIBUTES, _hash_attributes
 
+from otel_mlops.sdk.batch import LARGEST
 from otel_mlops.sdk.exemplars import ALWAYS, NEVER, current_context
 from otel_mlops.sdk.ledger import STREAM
-from otel_mlops.sdk.series import LARGEST, RECORDING, Series
+from otel_mlops.sdk.series import RECORDING, Series
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.util.instrumentation import InstrumentationScope
@@ -55,9 +56,7 @@ class Stream:
     series: dict[Any, Series] = field(default_factory=dict)
     lock: RLock = field(default_factory=RLock)
     lowest: float = 0.0
-    bounds_array: Any = None
     sampling: Any = None
-    page: Any = None
     version: int = 0
     """Grows when a series comes or goes, so that whoever has arranged them knows whether to look again."""
     _number: int = -1
@@ -152,7 +151,6 @@ class Stream:
         self.lock = RLock()
         self._number = -1
         self._told = set()
-        self.page = None
         self.version += 1
         for series in self._every():
             series.unbear()
