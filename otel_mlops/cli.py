@@ -22,6 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _let_write_anything(stream)
     try:
         return int(arguments.run(arguments))
+    except KeyboardInterrupt:
+        return 130
     except BrokenPipeError:
         # Who read the output (`| head`) has gone; what Python writes at its exit must not fail on it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

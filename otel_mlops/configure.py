@@ -53,9 +53,8 @@ def configure_telemetry(
     Errors:  TypeError or ValueError for a setting, naming the argument or variable, its value and what was
              expected; RuntimeError if the process is configured otherwise already, naming the differences.
     """
-    script = Path(sys.argv[0] or "python").stem
     title = getattr(app, "title", None)
-    fallback = title if title and title != "FastAPI" else script  # nobody has chosen that title
+    fallback = title if title and title != "FastAPI" else _script_name()  # nobody has chosen that title
     chosen = Settings.from_env(fallback_service_name=fallback, **settings)
     telemetry = configure(chosen, registry=registry, views=views, metric_readers=metric_readers)
     if app is not None:
@@ -112,6 +111,13 @@ def _words(view: Any) -> object:
 # Where an application that holds the telemetry is unpickled, it is configured anew: threads and sockets do not
 # travel, the settings do.
 copyreg.pickle(Telemetry, lambda telemetry: (configure, (telemetry.settings,)))
+
+
+def _script_name() -> str:
+    script = Path(sys.argv[0])
+    if script.stem == "__main__":  # python -m
+        return script.parent.name
+    return "python" if script.name in ("", "-", "-c") else script.stem
 
 
 def get_telemetry() -> Telemetry:

@@ -8,7 +8,8 @@ import platform
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -18,6 +19,7 @@ from opentelemetry.sdk.resources import Resource
 from otel_mlops import metrics as rows
 from otel_mlops.daily import Daily
 from otel_mlops.sdk import group
+from otel_mlops.sdk.bounded import call_within
 from otel_mlops.sdk.ledger import Ledger
 from otel_mlops.sdk.provider import MeterProvider, exemplar_filter
 from otel_mlops.settings import Settings
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 
     from otel_mlops.model import Model
     from otel_mlops.sdk.page import Page
-    from otel_mlops.sources.sampler import Source
+    from otel_mlops.sources.sampler import Sample, Source
 
 _logger = logging.getLogger(__name__)
 
@@ -69,6 +71,7 @@ class Telemetry(Verbs):
         self.settings = settings
         self._lock = threading.RLock()
         self._started = self._ended = False
+        self._export_failures: dict[str, Any] = {}
         self.at_end: list[Callable[[Telemetry], None]] = []
         self._models: dict[tuple[str, str], Any] = {}
         self._page = PageReader(registry=registry)
@@ -97,6 +100,14 @@ class Telemetry(Verbs):
         self._tasks = Tasks(self.meter_provider, is_leader=self._leads)
         self._server = PageServer(self.page, settings.host, settings.port)
         self._push: MetricReader | None = None
+        if "otlp" in settings.metrics_exporter and not settings.disabled:
+            from otel_mlops import otlp
+
+            otlp.check("metrics")
+        for signal in ("metrics", "traces"):  # now: the last exports fail when the provider has shut down
+            self._export_failures[signal] = self.meter_provider.instrument(rows.EXPORT_FAILURES).bind(
+                {"signal": signal}
+            )
         self._describe()
         _at_fork(self)
 
@@ -130,8 +141,7 @@ class Telemetry(Verbs):
         """
         from otel_mlops.web import instrument_app
 
-        if not self.settings.disabled:
-            instrument_app(app, self)
+        instrument_app(app, self)
 
     def schedule_task(
         self, func: Callable[[], object], interval_seconds: float, task_name: str, *, once_per_group: bool = False
@@ -180,10 +190,10 @@ class Telemetry(Verbs):
 
     def start(self) -> None:
         """Begin to serve the page, read sources, run tasks and push; does nothing while that goes on."""
-        if self._is_over() or self.settings.disabled:
+        if self.settings.disabled:
             return
         with self._lock:
-            if self._is_over():
+            if self._started or self._ended:
                 return
             self._started = True
             if "prometheus" in self.settings.metrics_exporter and self.settings.start_server:
@@ -197,17 +207,35 @@ class Telemetry(Verbs):
                 self.meter_provider.add_metric_reader(self._push)
         self._say()
 
-    def _is_over(self) -> bool:
-        return self._started or self._ended
-
     def force_flush(self, timeout_s: float = 10.0) -> bool:
         """Push what there is now; False if that failed or took longer than the time."""
-        deadline = time.monotonic() + timeout_s
-        flushed = self.meter_provider.force_flush(timeout_s * 1e3)
+        timeout_millis = timeout_s * 1e3
+        calls = [partial(self.meter_provider.force_flush, timeout_millis)]
         if self.tracer_provider is not None:
-            left_s = max(0.0, deadline - time.monotonic())
-            flushed &= _within(left_s, lambda: self.tracer_provider.force_flush(int(left_s * 1e3)))
-        return flushed
+            calls.append(partial(self.tracer_provider.force_flush, int(timeout_millis)))
+        return call_within(timeout_s, *calls)
+
+    def stop(self, timeout_s: float = EXIT_TIMEOUT_S) -> None:
+        """End within the time what `start()` began, and push what waits; `start()` begins it again.
+
+        Workers of most servers are ended right after their lifespan without another word: nothing is left
+        behind then, no thread that works and no file.
+        """
+        with self._lock:
+            if not self._started:
+                return
+            self._started = False
+            push, self._push = self._push, None
+        deadline = time.monotonic() + timeout_s
+        self._tasks.stop(timeout_s / 4)
+        self._sampler.stop(timeout_s / 4)
+        left_s = max(0.1, deadline - time.monotonic())
+        calls: list[Callable[[], object]] = [partial(self._server.stop, left_s)]
+        if push is not None:
+            calls.append(partial(self.meter_provider.remove_metric_reader, push))
+        calls.append(partial(self.force_flush, left_s))
+        call_within(left_s, *calls)
+        self.meter_provider.ledger.close()
 
     def shutdown(self, timeout_s: float = EXIT_TIMEOUT_S) -> None:
         """End everything within the time; a second call does nothing. Records are still taken, and seen by nobody."""
@@ -216,12 +244,12 @@ class Telemetry(Verbs):
                 return
             self._ended = True
         deadline = time.monotonic() + timeout_s
-        self._tasks.stop(timeout_s / 4)
-        self._sampler.stop(max(0.0, min(timeout_s / 4, deadline - time.monotonic())))
-        self.meter_provider.shutdown(max(0.0, deadline - time.monotonic()) * 1e3)
+        self.stop(timeout_s)
+        left_s = max(0.1, deadline - time.monotonic())
+        calls: list[Callable[[], object]] = [partial(self.meter_provider.shutdown, left_s * 1e3)]
         if self.tracer_provider is not None:
-            _within(max(0.0, deadline - time.monotonic()), self.tracer_provider.shutdown)
-        self._server.stop(max(0.1, deadline - time.monotonic()))
+            calls.append(self.tracer_provider.shutdown)
+        call_within(left_s, *calls)
         for call in self.at_end:
             call(self)
 
@@ -260,14 +288,19 @@ class Telemetry(Verbs):
         )
 
     def _on_export_failure(self, signal: str) -> None:
-        self.meter_provider.instrument(rows.EXPORT_FAILURES).add(1, {"signal": signal})
+        self._export_failures[signal].add(1)
 
     def _open_tracer_provider(self) -> Any:
         if self.settings.disabled or self.settings.traces_endpoint is None:
             return None
         from otel_mlops.otlp import open_tracer_provider
 
-        return open_tracer_provider(self.settings, self.meter_provider.resource, on_failure=self._on_export_failure)
+        return open_tracer_provider(
+            self.settings,
+            self.meter_provider.resource,
+            on_failure=self._on_export_failure,
+            on_dropped=partial(self.meter_provider.count_dropped, "queue_full"),
+        )
 
     def _open_sources(self) -> dict[str, Source]:
         sources: dict[str, Source] = {}
@@ -276,7 +309,10 @@ class Telemetry(Verbs):
         if "host" in self.settings.sources:
             from otel_mlops.sources.host import open_host
 
-            sources["host"] = open_host()
+            try:
+                sources["host"] = open_host()
+            except ImportError as error:
+                sources["host"] = _missing(str(error))
         return sources
 
     def _describe(self) -> None:
@@ -321,6 +357,15 @@ class Telemetry(Verbs):
             self._push = None
 
 
+def _missing(fault: str) -> Source:
+    """A source whose driver is not installed: it is down, which is said once and stands on the page."""
+
+    def read() -> Iterable[Sample]:
+        raise ImportError(fault)
+
+    return read
+
+
 def _at_fork(telemetry: Telemetry) -> None:
     if not hasattr(os, "register_at_fork"):
         return
@@ -340,19 +385,3 @@ def _version(distribution: str) -> str:
         return version(distribution)
     except PackageNotFoundError:
         return "unknown"  # run from a checkout that is not installed
-
-
-def _within(timeout_s: float, call: Callable[[], Any]) -> bool:
-    """Run something that may hang in a daemon thread, and say whether it ended well in the time."""
-    ended: list[bool] = []
-
-    def run() -> None:
-        try:
-            ended.append(call() is not False)
-        except Exception:
-            _logger.exception("the end of the traces failed")
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(timeout_s)
-    return bool(ended and ended[0])

@@ -57,9 +57,9 @@ class Telemetry:
         self.asked.append("start")
         self.threads.add(threading.get_ident())
 
-    def shutdown(self, timeout_s: float) -> None:
+    def stop(self, timeout_s: float) -> None:
         assert 0 < timeout_s <= 30
-        self.asked.append("shutdown")
+        self.asked.append("stop")
         self.threads.add(threading.get_ident())
 
     def page(self, accept: str | None = None) -> Page:

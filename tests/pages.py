@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import subprocess
@@ -16,9 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from otel_mlops.sdk.page import PageReader
 from otel_mlops.sdk.text import OPENMETRICS, TEXT
 
-ALLOWED = frozenset(
-    {'active_connections_count non-histogram and non-summary metrics should not have "_count" suffix'}
-)
+ALLOWED = frozenset({'active_connections_count non-histogram and non-summary metrics should not have "_count" suffix'})
 """What promtool may find on a page of ours: the one name that is fixed as it is."""
 
 _OURS = ("otel_mlops_page_",)
@@ -72,7 +71,7 @@ def check_text(text: str, openmetrics: str) -> Checked:
         name = key[0]
         if name.startswith(_OURS) or name.removesuffix("_sum").removesuffix("_count") in signed:
             continue
-        assert strict.get(key) == value or value != value, f"{key} is {value} in text and not in OpenMetrics"
+        assert strict.get(key) == value or math.isnan(value), f"{key} is {value} in text and not in OpenMetrics"
     missing = {key for key in strict if key not in samples and not key[0].startswith(_OURS)}
     assert not missing, f"only in OpenMetrics: {missing}"
     return Checked(text, openmetrics, samples, {family.name: family.type for family in families})
@@ -116,6 +115,4 @@ def _samples(families: Iterable[object]) -> dict[tuple[str, Labels], float]:
 def _labels(sample: str, labels: Mapping[str, str]) -> Labels:
     # An empty label is none to Prometheus; bounds are compared as the numbers they are.
     bound = "le" if sample.endswith("_bucket") else None
-    return frozenset(
-        (name, str(float(value)) if name == bound else value) for name, value in labels.items() if value
-    )
+    return frozenset((name, str(float(value)) if name == bound else value) for name, value in labels.items() if value)

@@ -8,6 +8,7 @@ import gzip
 import logging
 import os
 import queue
+import signal
 import socket
 import sys
 import threading
@@ -28,7 +29,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
 )
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.metrics.v1.metrics_pb2 import AggregationTemporality, Metric
-from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult, PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
@@ -59,6 +60,19 @@ def answer(status: int = 200, body: bytes = b"", **headers: str) -> Answer:
         handler.wfile.write(body)
 
     return write
+
+
+class InMemoryExporter(MetricExporter):
+    """A stock exporter that sends nothing."""
+
+    def export(self, *arguments: Any, **options: Any) -> MetricExportResult:
+        return MetricExportResult.SUCCESS
+
+    def force_flush(self, timeout_millis: float = 10_000) -> bool:
+        return True
+
+    def shutdown(self, timeout_millis: float = 30_000, **options: Any) -> None:
+        """Nothing to close."""
 
 
 class Collector:
@@ -706,6 +720,29 @@ class TestSettings:
         with pytest.raises(ImportError, match=message):
             open_tracer_provider(Settings(), RESOURCE, on_failure=[].append)
 
+    @pytest.mark.parametrize(
+        ("endpoint", "expected"),
+        [
+            (None, "http://localhost:4317"),
+            ("https://user:password@collector:4317", "https://collector:4317"),
+        ],
+    )
+    def test_grpc_gets_the_host_alone(self, monkeypatch, endpoint, expected):
+        """The exporter for gRPC is given neither a path nor credentials, which it would log."""
+        given: dict[str, Any] = {}
+
+        class Exporter(InMemoryExporter):
+            def __init__(self, **options: Any) -> None:
+                super().__init__()
+                given.update(options)
+
+        module = "opentelemetry.exporter.otlp.proto.grpc.metric_exporter"
+        monkeypatch.setitem(sys.modules, module, SimpleNamespace(OTLPMetricExporter=Exporter))
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", "grpc")
+        open_metric_reader(Settings(metrics_endpoint=endpoint), on_failure=[].append).shutdown()
+
+        assert given == {"endpoint": expected, "timeout": 10.0}
+
     def test_a_timeout_meant_in_milliseconds_is_cut(self, pushed, monkeypatch, caplog):
         """A timeout of hours is not honoured, and the log says what is given instead."""
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "10000")
@@ -734,6 +771,7 @@ class TestFork:
         read, write = os.pipe()
         pid = os.fork()
         if pid == 0:
+            signal.alarm(20)  # a child that hangs says nothing, and the test fails
             try:
                 os.write(write, str(function()).encode())
             finally:
@@ -745,17 +783,23 @@ class TestFork:
         return text
 
     def test_a_forked_child_does_not_push_by_itself(self, collector: Collector, pushed):
-        """A forked child has no thread of the metric reader, and shutting its copy down does not wait."""
+        """A forked child has no thread of the metric reader; it can flush though its parent exports."""
         provider = pushed(interval_s=0.02)
         collector.answers.append(collector.hold)
         provider.get_meter("mine").create_counter("c").add(1)
         collector.requests.get(timeout=10)  # the parent exports, with the lock held
 
-        def threads() -> list[str]:
-            provider.reader.shutdown(10_000)
-            return [thread.name for thread in threading.enumerate()]
+        def flushed() -> tuple[bool, list[str]]:
+            provider.get_meter("mine").create_counter("c").add(1)
+            return provider.reader.force_flush(5_000), [thread.name for thread in threading.enumerate()]
 
-        assert self.in_child(threads) == "['MainThread']"
+        assert self.in_child(flushed) == "(True, ['MainThread'])"
+
+    def test_a_forked_child_ends_the_reader_of_its_parent_without_its_locks(self, pushed):
+        """Shutting the inherited reader down does nothing, so that no lock of a parent's thread is waited for."""
+        reader = pushed().reader
+        with reader._shutdown_event._cond:
+            assert self.in_child(lambda: reader.shutdown(10_000)) == "None"
 
     def test_a_forked_child_has_connections_of_its_own(self, collector: Collector, traced):
         """Spans of a child do not go over a connection of its parent."""
@@ -792,6 +836,7 @@ class TestCallWithin:
         never = threading.Event()
 
         assert call_within(0.01, never.wait) is False
+        assert all(thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread())
         never.set()
 
     def test_where_no_thread_starts_the_calls_are_made_here(self, monkeypatch):

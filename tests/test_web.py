@@ -135,11 +135,19 @@ async def test_the_timing_header_tells_the_seconds_to_the_start_of_the_answer(cl
         clock.now_s += 0.5
         raise ValueError
 
+    async def raw_app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": ((b"a", b"b"),)})
+        await send({"type": "http.response.body"})
+
+    app.mount("/raw", raw_app)
+
     instrument_app(app, telemetry)
     for _ in range(2):
         answer = await ask(app, "GET", "/")
         assert [value for name, value in answer.messages[0]["headers"] if name == b"x-process-time"] == [b"0.250000"]
     assert (await ask(app, "GET", "/fails")).headers[b"x-process-time"] == b"0.500000"
+    raw = await ask(app, "GET", "/raw/x")
+    assert raw.messages[0]["headers"] == [(b"a", b"b"), (b"x-process-time", b"0.000000")]
 
 
 async def test_no_header_is_added_unasked(telemetry):
@@ -512,13 +520,14 @@ async def test_a_failure_after_the_client_left_is_an_error_without_an_answer(tel
 
 async def test_a_websocket_is_a_connection_while_it_is_open(telemetry):
     """An open websocket is one connection and no request."""
-    app = FastAPI()
+    app, afterwards = FastAPI(), asyncio.Event()
 
     @app.websocket("/ws/{room}")
     async def talk(websocket: WebSocket, room: str) -> None:
         await websocket.accept()
         await websocket.send_text(await websocket.receive_text())
         await websocket.close()
+        await asyncio.wait_for(afterwards.wait(), WAIT_S)
 
     instrument_app(app, telemetry)
     first, second = await Socket(app, "/ws/1").connect(), await Socket(app, "/ws/2").connect()
@@ -527,6 +536,7 @@ async def test_a_websocket_is_a_connection_while_it_is_open(telemetry):
     assert (await first.hears("send"))["text"] == "hello"
     await first.hears("close")
     assert telemetry.active == 1
+    afterwards.set()
     await second.says("disconnect", code=1001)
     await asyncio.wait((first.running, second.running), timeout=WAIT_S)
     assert first.running.exception() is None

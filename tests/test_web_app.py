@@ -183,8 +183,13 @@ async def test_the_health_is_found_below_a_root_path(telemetry):
     """A root_path before `/health` makes no difference."""
     app = FastAPI()
     instrument_app(app, telemetry)
-    for path, status in (("/api/health", 200), ("/health", 200), ("/apihealth", 404)):
-        assert (await ask(app, "GET", path, root_path="/api")).status == status
+    for root_path, path, status in (
+        ("/api", "/api/health", 200),
+        ("/api", "/health", 200),
+        ("/api", "/apihealth", 404),
+        ("/he", "/health", 200),
+    ):
+        assert (await ask(app, "GET", path, root_path=root_path)).status == status
 
 
 async def test_the_health_can_be_left_out():
@@ -243,7 +248,7 @@ async def test_the_telemetry_lives_as_long_as_the_application(telemetry):
     async with serving(app) as state:
         for _ in range(2):
             assert (await ask(app, "GET", "/", scope=scope_of("GET", "/") | {"state": state})).body == b'"loaded"'
-    assert told == ["start", "user's start", "user's end", "shutdown"]
+    assert told == ["start", "user's start", "user's end", "stop"]
     assert threading.get_ident() not in telemetry.threads
 
 
@@ -254,7 +259,7 @@ async def test_handlers_of_start_and_end_run_as_before(telemetry):
     instrument_app(app, telemetry)
     async with serving(app):
         pass
-    assert told == ["start", "up", "down", "shutdown"]
+    assert told == ["start", "up", "down", "stop"]
 
 
 async def test_without_a_lifespan_the_first_request_starts_it(telemetry):
@@ -312,7 +317,7 @@ async def test_a_telemetry_that_cannot_start_stops_nobody(telemetry, caplog):
     def fail(*arguments: object) -> None:
         raise OSError("no room")
 
-    telemetry.start = telemetry.shutdown = fail
+    telemetry.start = telemetry.stop = fail
     app = FastAPI()
     app.get("/")(anything)
     instrument_app(app, telemetry)
@@ -325,18 +330,18 @@ async def test_a_telemetry_that_cannot_start_stops_nobody(telemetry, caplog):
 async def test_a_telemetry_that_hangs_stops_nobody(telemetry, caplog, monkeypatch):
     """A start or an end that takes too long is left behind, in a thread that keeps no process alive."""
     monkeypatch.setattr(lifespan, "START_TIMEOUT_S", 0.01)
-    monkeypatch.setattr(lifespan, "SHUTDOWN_TIMEOUT_S", -0.99)
+    monkeypatch.setattr(lifespan, "STOP_TIMEOUT_S", -0.99)
     ending, hanging = threading.Event(), []
 
     def hang(*arguments: object) -> None:
         hanging.append(threading.current_thread())
         ending.wait(WAIT_S)
 
-    telemetry.start = telemetry.shutdown = hang
+    telemetry.start = telemetry.stop = hang
     app = FastAPI()
     instrument_app(app, telemetry)
     with caplog.at_level(logging.WARNING):
-        async with serving(app):
+        async with asyncio.timeout(WAIT_S / 2), serving(app):
             pass
     assert len(hanging) == 2
     assert all(thread.daemon for thread in hanging)
@@ -359,7 +364,45 @@ async def test_an_application_that_cannot_start_ends_the_telemetry(telemetry):
     with pytest.raises(LookupError, match="no model"):
         async with serving(app):
             pass
-    assert telemetry.asked == ["start", "shutdown"]
+    assert telemetry.asked == ["start", "stop"]
+
+
+async def test_an_application_without_a_lifespan_leaves_none_open(telemetry):
+    """An application that refuses the lifespan serves all the same, and another's end is still the last."""
+
+    class Refuse:
+        def __init__(self, app: Any) -> None:
+            self.app = app
+
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            if scope["type"] == "lifespan":
+                await receive()
+                raise NotImplementedError
+            await self.app(scope, receive, send)
+
+    refusing, other = FastAPI(), FastAPI()
+    for app in (refusing, other):
+        app.get("/")(anything)
+        instrument_app(app, telemetry)
+    refusing.add_middleware(Refuse)
+    with pytest.raises(NotImplementedError):
+        async with serving(refusing):
+            pass
+    assert (await ask(refusing, "GET", "/")).status == 200
+    async with serving(other):
+        pass
+    assert telemetry.asked == ["start", "start", "start", "stop"]
+
+
+async def test_a_request_after_the_end_starts_again(telemetry):
+    """An application that is asked after its lifespan has ended asks its telemetry to start."""
+    app = FastAPI()
+    app.get("/")(anything)
+    instrument_app(app, telemetry)
+    async with serving(app):
+        await ask(app, "GET", "/")
+    await ask(app, "GET", "/")
+    assert telemetry.asked == ["start", "stop", "start"]
 
 
 async def test_applications_that_share_a_telemetry_end_it_together(telemetry):
@@ -372,9 +415,9 @@ async def test_applications_that_share_a_telemetry_end_it_together(telemetry):
     async with serving(first):
         async with serving(second):
             await ask(second, "GET", "/second")
-        assert "shutdown" not in telemetry.asked
+        assert "stop" not in telemetry.asked
         await ask(first, "GET", "/first")
-    assert telemetry.asked == ["start", "start", "shutdown"]
+    assert telemetry.asked == ["start", "start", "stop"]
     assert telemetry.values(rows.API_REQUESTS, "endpoint") == {"/first": 1, "/second": 1}
 
 

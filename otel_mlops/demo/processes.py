@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
+from otel_mlops.render import CHECKOUT
 from otel_mlops.rules import ALERTS
 
 if TYPE_CHECKING:
@@ -90,24 +90,22 @@ SCRAPE_INTERVAL_S = 2
 """How often the demo's Prometheus reads the page: with the shipped 15 s a short demo would show nothing."""
 
 
+SHIPPED = CHECKOUT / "collector-config" / "prometheus.yaml"
+
+
 class Prometheus:
     """A real Prometheus that reads the page, with its data in a folder of the demo's."""
 
-    def __init__(self, binary: str, folder: Path, *, page_url: str, host: str, port: int, shipped: Path) -> None:
-        self.url = f"http://{host}:{port}"
-        config = write_config(folder, urlsplit(page_url).netloc, shipped)
-        self.program = Program(
-            [
-                binary,
-                f"--config.file={config}",
-                f"--storage.tsdb.path={folder / 'data'}",
-                "--storage.tsdb.retention.size=256MB",
-                f"--web.listen-address={host}:{port}",
-                "--enable-feature=exemplar-storage",
-                "--log.level=warn",
-            ],
-            os.environ,
+    def __init__(self, command: Sequence[str], folder: Path, *, url: str, page: str) -> None:
+        self.url = url
+        options = (
+            f"--config.file={write_config(folder, page)}",
+            f"--storage.tsdb.path={folder / 'data'}",
+            "--storage.tsdb.retention.size=256MB",
+            "--enable-feature=exemplar-storage",
+            "--log.level=warn",
         )
+        self.program = Program([*command, *options], os.environ)
 
     def is_ready(self, client: httpx.Client) -> bool:
         """Say whether it answers queries."""
@@ -135,7 +133,7 @@ def find_prometheus() -> str | None:
     return shutil.which("prometheus")
 
 
-def write_config(folder: Path, target: str, shipped: Path) -> Path:
+def write_config(folder: Path, page: str, shipped: Path = SHIPPED) -> Path:
     """Write the shipped configuration for a page that may stand elsewhere, and return where it is.
 
     Where nothing is shipped (an installed package), an equal one is made. The page is read more often than
@@ -150,7 +148,7 @@ def write_config(folder: Path, target: str, shipped: Path) -> Path:
         text = json.dumps(equal_config(), indent=2)
         (folder / "rules.yaml").write_text(json.dumps(equal_rules(), indent=2), encoding="utf-8")
     text = re.sub(r"((?:scrape|evaluation)_(?:interval|timeout)\"?: *\"?)\d+s", rf"\g<1>{SCRAPE_INTERVAL_S}s", text)
-    config.write_text(text.replace("127.0.0.1:8001", target), encoding="utf-8")
+    config.write_text(text.replace("127.0.0.1:8001", page), encoding="utf-8")
     return config
 
 

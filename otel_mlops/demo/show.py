@@ -22,7 +22,6 @@ from otel_mlops.demo.processes import Program, Prometheus, find_prometheus
 from otel_mlops.demo.readings import Reading, Window, read
 from otel_mlops.demo.screen import open_screen
 from otel_mlops.demo.traffic import Traffic
-from otel_mlops.render import CHECKOUT
 
 T = TypeVar("T")
 
@@ -31,7 +30,6 @@ _SILENCE_TIMEOUT_S = 15.0
 _WINDOW_S = 10.0
 _SETTLE_TIMEOUT_S = 3.0
 _PROMETHEUS_TIMEOUT_S = 10.0
-_ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 (compared, not listened on)
 
 
 def run(options: Options, out: TextIO) -> None:
@@ -89,10 +87,10 @@ class Demo:
         self._things = things
         self._client = things.enter_context(httpx.Client(trust_env=False, timeout=2.0))
         # Where this machine reaches what listens there.
-        here = _ANYWHERE.get(options.host, f"[{options.host}]" if ":" in options.host else options.host)
-        self._here = here
-        self.service_url = f"http://{here}:{options.port}"
-        self.page_url = f"http://{here}:{options.page_port}/metrics"
+        here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(options.host, options.host)  # noqa: S104 (compared)
+        self._here = f"[{here}]" if ":" in here else here
+        self.service_url = f"http://{self._here}:{options.port}"
+        self.page_url = f"http://{self._here}:{options.page_port}/metrics"
 
     def run(self) -> None:
         """Run it to its end."""
@@ -152,13 +150,12 @@ class Demo:
         if binary is None:
             return None
         folder = Path(self._things.enter_context(TemporaryDirectory(prefix="otel-mlops-prometheus-")))
+        host, port = self._options.host, self._options.prometheus_port
         prometheus = Prometheus(
-            binary,
+            [binary, f"--web.listen-address={f'[{host}]' if ':' in host else host}:{port}"],
             folder,
-            page_url=self.page_url,
-            host=self._options.host,
-            port=self._options.prometheus_port,
-            shipped=CHECKOUT / "collector-config" / "prometheus.yaml",
+            url=f"http://{self._here}:{port}",
+            page=f"{self._here}:{self._options.page_port}",
         )
         self._things.callback(prometheus.program.stop)
         return prometheus
@@ -229,7 +226,7 @@ class Demo:
         title = "Prometheus"
         for query in ("up", requests_query, f"histogram_quantile(0.95, sum by (le) (rate({buckets}[1m])))"):
             value = prometheus.query(self._client, query)
-            self._say(f"  {title:<13} {query} == {'nothing' if value is None else f'{value:.6g}'}")
+            self._say(f"  {title:<13} {query} == {'nothing yet' if value is None else f'{value:.6g}'}")
             title = ""
 
     def _say(self, text: str) -> None:

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from importlib import metadata
-from importlib.util import find_spec
 from typing import Literal, TypeAlias
 
 from otel_mlops.settings import Settings
@@ -93,7 +92,7 @@ def check_fastapi(settings: Settings) -> Checked:
 def check_extras(settings: Settings) -> Checked:
     """Whether the optional packages are there, and those that the settings ask for."""
     wants_otlp = "otlp" in settings.metrics_exporter or settings.traces_endpoint is not None
-    if find_spec("opentelemetry.exporter") and find_spec("opentelemetry.exporter.otlp.proto.http"):
+    if _version("opentelemetry-exporter-otlp-proto-http") is not None:
         yield "ok", "otlp is installed"
     else:
         yield "fault" if wants_otlp else "note", "otlp is not installed: pip install 'otel-mlops[otlp]' to push"
@@ -101,25 +100,17 @@ def check_extras(settings: Settings) -> Checked:
         yield "note", "numpy is not installed; with it large batches of predictions are recorded faster"
 
 
-def check_provider(settings: Settings) -> Checked:
+def check_provider(_: Settings) -> Checked:
     """Whether somebody has set OpenTelemetry's global provider before us."""
     from opentelemetry import metrics
 
     found = metrics.get_meter_provider()
     name = f"{type(found).__module__}.{type(found).__qualname__}"
     if name.startswith("opentelemetry.metrics."):
-        yield (
-            "ok",
-            "nobody has set one, so ours becomes it" if settings.set_global else "left alone, as set_global says",
-        )
-    else:
-        yield (
-            "note",
-            (
-                f"{name} is set already and stays; ours serves our metrics and the page. "
-                "Start without opentelemetry-instrument, and ours becomes it"
-            ),
-        )
+        yield "ok", "nobody has set one, so ours becomes it"
+        return
+    stays = f"{name} is set already and stays; ours serves our metrics and the page"
+    yield "note", f"{stays}. Start without opentelemetry-instrument, and ours becomes it"
 
 
 def _requirement(line: str) -> tuple[str, str, str]:

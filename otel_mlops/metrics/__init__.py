@@ -24,6 +24,10 @@ MODEL_STATES = ("error", "unavailable", "loading", "ready")
 
 TASK_RESULTS = ("success", "error", "missed")
 
+DROP_REASONS = (
+    "type", "not_finite", "negative", "callback", "queue_full", "undeclared", "attributes", "duplicate",
+)
+
 _METHOD = {"method": METHODS}
 _TYPE = {"prediction_type": PREDICTION_TYPES}
 _MODEL = ("model_name",)
@@ -248,8 +252,9 @@ OVERFLOW = Metric(
 )
 DROPPED = Metric(
     "otel_mlops.dropped", "counter", "{record}", "Records that were dropped, by the reason.",
-    ("reason",), values={"reason": ("type", "not_finite", "negative")},
-    note="`type` is a value that is no number; `negative` one for a metric that only grows.",
+    ("reason",), values={"reason": DROP_REASONS},
+    note="`type` is a value that is no number; `negative` one for a metric that only grows; `callback` a callback "
+    "that raised; `queue_full` a span that waited too long; the rest are faults of a source.",
 )
 EXPORT_FAILURES = Metric(
     "otel_mlops.export.failures", "counter", "{export}", "Exports over OTLP that failed.",

@@ -21,6 +21,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
 
 from otel_mlops.otlp.wire import HOLD, PerProcess, Push, Signal, open_session
+from otel_mlops.sdk.bounded import call_within
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.metrics.export import MetricReader
@@ -41,6 +42,15 @@ _CLASSES = {
 }
 
 _logger = logging.getLogger(__name__)
+
+
+def check(signal: Signal) -> None:
+    """Find out at start-up what opening the way of a signal would only find out later.
+
+    Errors:  ImportError if the extra is absent; ValueError for a variable of OTLP that is not acceptable.
+    """
+    _exporter_class(signal)
+    _timeout_s(signal)
 
 
 def open_metric_reader(settings: Settings, *, on_failure: Callable[[str], None]) -> MetricReader:
@@ -72,35 +82,6 @@ def open_tracer_provider(
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     provider.add_span_processor(OTLPSpanProcessor(exporter, push, on_dropped))
     return provider
-
-
-def call_within(timeout_s: float, *calls: Callable[[], object]) -> bool:
-    """Make all calls at once, and wait for them no longer than this.
-
-    Returns whether each ended in time, raised nothing and did not return False. One that has not ended goes
-    on in a daemon thread.
-    """
-    deadline = time.monotonic() + timeout_s
-    went_well: list[bool] = []
-
-    def make(call: Callable[[], object]) -> None:
-        try:
-            went_well.append(call() is not False)
-        except Exception:
-            _logger.exception("%r failed", call)
-
-    threads = []
-    for call in calls:
-        thread = threading.Thread(target=make, args=(call,), daemon=True)
-        try:
-            thread.start()
-        except RuntimeError:  # from Python 3.12 on, none starts in an atexit callback
-            make(call)
-        else:
-            threads.append(thread)
-    for thread in threads:
-        thread.join(max(0.0, deadline - time.monotonic()))
-    return len(went_well) == len(calls) and all(went_well)
 
 
 class _Flush:

@@ -37,7 +37,7 @@ class Instrument:
     """
 
     _streams: tuple[Stream, ...] = ()
-    _recording: type = type(None)
+    _recording: type = Several
     _disabled = False
 
     def _open(self, streams: Iterable[Stream]) -> None:
@@ -165,10 +165,10 @@ class Histogram(Instrument, sdk.Histogram):
             series = None  # no mapping, or a value that cannot be hashed
         if series.__class__ is not self._recording:
             series = self._find(attributes, series)
-        if context is None:
-            series.record(amount)
-        else:
+        if context:
             series.record_in(amount, context)
+        else:
+            series.record(amount)
 
 
 class Gauge(Instrument, sdk._Gauge):
@@ -244,6 +244,5 @@ def _bind_proxy(instrument: Any, attributes: Attributes | None = None) -> Any:
     return _ProxyHandle(instrument, attributes)
 
 
-def give_proxies_bind() -> None:
-    """Let instruments that were made before the provider have `bind()` as well, as all of ours do."""
-    _ProxyInstrument.bind = _bind_proxy  # type: ignore[attr-defined]
+# Instruments that are made before there is a provider have `bind()` as well, as all of ours do.
+_ProxyInstrument.bind = _bind_proxy  # type: ignore[attr-defined]

@@ -10,8 +10,8 @@ import atexit
 import logging
 import math
 import threading
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.metrics import _internal as _api
@@ -26,6 +26,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from otel_mlops.metrics import DROPPED, OVERFLOW, Metric
 from otel_mlops.sdk import instruments
+from otel_mlops.sdk.bounded import call_within
 from otel_mlops.sdk.consumer import Consumer
 from otel_mlops.sdk.ledger import Ledger
 from otel_mlops.sdk.meter import DisabledMeter, Meter, check_bounds
@@ -77,7 +78,6 @@ class MeterProvider(sdk.MeterProvider):
         self.max_series = max_series
         self._streams: list[Stream] = []
         super().__init__((), resource, exemplar_filter, shutdown_on_exit, views)
-        instruments.give_proxies_bind()
         filter_type = type(self._sdk_config.exemplar_filter)
         if filter_type not in _FILTERS:
             msg = f"exemplar_filter must be one of {sorted(_FILTERS.values())}, not a {filter_type.__name__}"
@@ -193,29 +193,9 @@ class MeterProvider(sdk.MeterProvider):
         self.instrument(DROPPED).add(1, {"reason": reason})
 
     def _bounded(self, verb: str, timeout_millis: float) -> bool:
-        """Call every reader at once, each in a daemon thread: one that hangs holds neither us nor the exit."""
-        deadline = time.monotonic() + timeout_millis / 1e3
-        failed: list[MetricReader] = []
-
-        def call(reader: MetricReader) -> None:
-            try:
-                getattr(reader, verb)(timeout_millis=timeout_millis)
-            except Exception:
-                failed.append(reader)
-                _logger.exception("%s of %s failed", verb, type(reader).__name__)
-
-        threads = []
-        for reader in self._metric_readers:
-            thread = threading.Thread(target=call, args=(reader,), daemon=True)
-            try:
-                thread.start()
-            except RuntimeError:
-                call(reader)  # the interpreter is ending and starts no thread any more (3.12+)
-            else:
-                threads.append(thread)
-        for thread in threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
-        return not failed and not any(thread.is_alive() for thread in threads)
+        """Call every reader at once: one that hangs holds neither us nor the exit."""
+        calls = [partial(getattr(reader, verb), timeout_millis=timeout_millis) for reader in self._metric_readers]
+        return call_within(timeout_millis / 1e3, *calls)
 
     def _streams_of(
         self, instrument: Any, kind: str, bounds: tuple[float, ...] | None, row: Metric | None

@@ -253,10 +253,11 @@ class HistogramSeries(Series):
             # One bad value among them: each is then judged alone, and only the bad ones are dropped.
             self._record_each(values)
             return
-        cells = self.cells
-        for index, count in counts:
-            cells[index] += count
-        cells[-1] += total
+        if counts:
+            cells = self.cells
+            for index, count in counts:
+                cells[index] += count
+            cells[-1] += total
 
     def _record_each(self, values: Iterable[float]) -> None:
         try:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 
+_WITHOUT = _hash_attributes({})
+
 Attributes = Mapping[str, Any]
 Counted = Callable[["Stream", str], None]
 """Told of a measurement that was dropped, with the reason, or of one that met a full metric."""
@@ -82,8 +84,7 @@ class Stream:
 
     def find(self, attributes: Attributes | None) -> Series:
         """The series of these attributes, made if need be; the overflow's once the metric is full."""
-        clean = self._clean(attributes)
-        key = _hash_attributes(clean)
+        key, clean = self._identify(attributes)
         with self.ledger.lock:
             series = self.series.get(key)
             if series is None and len(self.series) < self.limit:
@@ -188,25 +189,28 @@ class Stream:
         self._told.add(what)
         return news
 
-    def _clean(self, attributes: Any) -> dict[str, AnyValue]:
+    def _identify(self, attributes: Any) -> tuple[Any, dict[str, AnyValue]]:
+        """What the series of these attributes is found by, and the attributes in order."""
         if attributes is None:
-            return {}
+            return _WITHOUT, {}
         try:
             if not isinstance(attributes, Mapping):
                 if self._is_news("mapping"):
                     _logger.warning(
                         "%s: attributes must be a mapping, not %s: recorded without", self.name, _shown(attributes)
                     )
-                return {}
+                return _WITHOUT, {}
             clean: dict[str, AnyValue] = dict(_clean_attribute_value(attributes, None))
+            if self.attribute_keys is not None:
+                clean = {key: value for key, value in clean.items() if key in self.attribute_keys}
+            found = _hash_attributes(clean)
+            hash(found)
         except Exception as error:
             # A value whose str() fails, or a list within itself: what was measured counts all the same.
             if self._is_news("attributes"):
                 _logger.warning("%s: attributes could not be read, recorded without: %s", self.name, _shown(error))
-            return {}
-        if self.attribute_keys is not None:
-            clean = {key: value for key, value in clean.items() if key in self.attribute_keys}
-        return clean
+            return _WITHOUT, {}
+        return found, clean
 
     def _description(self) -> dict[str, Any]:
         return {

@@ -128,9 +128,6 @@ class Exchange:
         error = sys.exception()
         if error is self._around:
             error = None
-        if error is not None and client_left(error):
-            self._is_gone = True
-            return
         self._status = status
         self._error = error
         name = NO_CLASS if error is None else type(error).__name__

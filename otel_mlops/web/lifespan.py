@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 5.0
-SHUTDOWN_TIMEOUT_S = 5.0
+STOP_TIMEOUT_S = 2.0
 
 _ENDS = ("lifespan.shutdown.complete", "lifespan.shutdown.failed", "lifespan.startup.failed")
 
@@ -32,7 +32,7 @@ async def start(telemetry: Telemetry) -> None:
 
 
 async def live(telemetry: Telemetry, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-    """Run an application's lifespan: start the telemetry before it begins, shut it down after it has ended.
+    """Run an application's lifespan: start the telemetry before it begins, stop it after it has ended.
 
     The messages are passed on as they come, so what the application does in its lifespan stays its own.
     """
@@ -54,7 +54,7 @@ async def live(telemetry: Telemetry, app: ASGIApp, scope: Scope, receive: Receiv
 
     async def end_and_send(message: Message) -> None:
         if message["type"] in _ENDS and leave():
-            await _beside_the_loop(SHUTDOWN_TIMEOUT_S + 1.0, telemetry.shutdown, SHUTDOWN_TIMEOUT_S)
+            await _beside_the_loop(STOP_TIMEOUT_S + 1.0, telemetry.stop, STOP_TIMEOUT_S)
         await send(message)
 
     try:

@@ -93,8 +93,8 @@ class Telemetry(Protocol):
     def start(self) -> None:
         """Start sockets and threads; does nothing while they run."""
 
-    def shutdown(self, timeout_s: float) -> object:
-        """End them within the time."""
+    def stop(self, timeout_s: float) -> object:
+        """End them within the time; `start()` begins again."""
 
     def page(self, accept: str | None = None) -> Page:
         """Make the page in the format that an Accept header prefers."""

@@ -17,8 +17,9 @@ from typing import Any, Protocol
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
@@ -326,3 +327,227 @@ def test_the_same_calls_give_the_same_metrics_for_long(
 ):
     """The same, with many more calls."""
     check_same(temporalities, views, actions)
+
+
+# --- The cap ------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    limit=st.integers(1, 4),
+    numbers=st.lists(st.integers(0, 9), max_size=40),
+    keys=st.sampled_from([None, {"n"}, {"half"}]),
+)
+def test_the_same_sets_go_to_the_overflow(limit: int, numbers: list[int], keys: set[str] | None):
+    """With a cap on the series of a metric, both sides send the same records to the overflow."""
+    said = []
+    for provider_class in (MeterProvider, sdk.MeterProvider):
+        reader = InMemoryMetricReader()
+        view = View(instrument_name="*", attribute_keys=keys, aggregation_cardinality_limit=limit)
+        provider = provider_class([reader], RESOURCE, shutdown_on_exit=False, views=[view])
+        meter = provider.get_meter("m")
+        counter, histogram = meter.create_counter("c"), meter.create_histogram("h")
+        for number in numbers:
+            counter.add(1, {"n": number, "half": number // 2})
+            histogram.record(number, {"n": str(number)})
+        said.append(comparable(reader.get_metrics_data()))
+        provider.shutdown()
+    assert said[0] == said[1]
+
+
+# --- Exemplars ----------------------------------------------------------------------------------------------
+
+
+def context_of(number: int) -> Context | None:
+    """A context with a span: 0 none given, 1 an empty one, odd numbers sampled, even numbers not."""
+    if number == 0:
+        return None
+    if number == 1:
+        return Context()
+    flags = TraceFlags(TraceFlags.SAMPLED if number % 2 else TraceFlags.DEFAULT)
+    return trace.set_span_in_context(NonRecordingSpan(SpanContext(number, 1000 + number, False, flags)), Context())
+
+
+def exemplars_of(data: MetricsData | None) -> list[Any]:
+    """The exemplars of all histograms, by metric and value."""
+    every = [
+        (metric.name, typed(point.attributes), each.value, each.span_id, each.trace_id)
+        for of_resource in (data.resource_metrics if data else ())
+        for of_scope in of_resource.scope_metrics
+        for metric in of_scope.metrics
+        for point in metric.data.data_points
+        for each in point.exemplars
+    ]
+    return sorted(every, key=repr)
+
+
+EXEMPLAR_CALLS = st.one_of(
+    st.tuples(st.integers(0, 6), st.integers(0, 6), st.sampled_from([0.5, 1, 3.0, 7.5, 1e9])), st.just("collect")
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    exemplar_filter=st.sampled_from(
+        [sdk.TraceBasedExemplarFilter, sdk.AlwaysOnExemplarFilter, sdk.AlwaysOffExemplarFilter]
+    ),
+    temporality=st.sampled_from([CUMULATIVE, DELTA]),
+    calls=st.lists(EXEMPLAR_CALLS, max_size=20),
+)
+def test_readers_get_the_same_exemplars(
+    exemplar_filter: type[Any], temporality: AggregationTemporality, calls: list[Any]
+):
+    """A reader gets, of each bucket, the last value since it last collected, with the span of the right context."""
+    said: list[list[Any]] = []
+    for provider_class in (MeterProvider, sdk.MeterProvider):
+        reader = InMemoryMetricReader(preferred_temporality=dict.fromkeys(CLASSES, temporality))
+        provider = provider_class([reader], RESOURCE, exemplar_filter(), shutdown_on_exit=False)
+        histogram = provider.get_meter("m").create_histogram("h", explicit_bucket_boundaries_advisory=[1.0, 5.0])
+        said.append([])
+        for call in [*calls, "collect"]:
+            if call == "collect":
+                said[-1].append(exemplars_of(reader.get_metrics_data()))
+                continue
+            current, given_, value = call
+            token = otel_context.attach(context_of(current) or Context())
+            histogram.record(value, {"a": "b"}, context=context_of(given_))
+            otel_context.detach(token)
+        provider.shutdown()
+    assert said[0] == said[1]
+
+
+# --- The stock readers on our provider ----------------------------------------------------------------------
+
+
+class Kept(MetricExporter):
+    """An exporter that keeps what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__(preferred_temporality=dict.fromkeys(CLASSES, DELTA))
+        self.exported: list[Tally[Any]] = []
+        self.flushed = self.ended = 0
+
+    def export(self, metrics_data: MetricsData, timeout_millis: float = 10_000, **_: Any) -> MetricExportResult:
+        """Keep it."""
+        self.exported.append(comparable(metrics_data))
+        return MetricExportResult.SUCCESS
+
+    def force_flush(self, timeout_millis: float = 10_000) -> bool:
+        """Count the flush."""
+        self.flushed += 1
+        return True
+
+    def shutdown(self, timeout_millis: float = 30_000, **_: Any) -> None:
+        """Count the end."""
+        self.ended += 1
+
+
+@pytest.mark.parametrize("added_later", [False, True])
+def test_the_stock_periodic_reader_exports_the_same(added_later: bool):
+    """A PeriodicExportingMetricReader exports what it does with the stock SDK, at flushes, and at the end."""
+    exported = []
+    for provider_class in (MeterProvider, sdk.MeterProvider):
+        exporter = Kept()
+        reader = PeriodicExportingMetricReader(exporter, export_interval_millis=3_600_000)
+        late = added_later and provider_class is MeterProvider  # the stock SDK forgets to flush one that was added
+        provider = provider_class([] if late else [reader], RESOURCE, shutdown_on_exit=False)
+        if late:
+            provider.add_metric_reader(reader)
+        meter = provider.get_meter("m", "1", "https://schema/1", {"k": "v"})
+        meter.create_observable_gauge("o", [lambda _: [Observation(7, {"x": True})]])
+        meter.create_counter("c", "By", "What").add(5, {"a": 1})
+        meter.create_histogram("h").record(3)
+        assert provider.force_flush()
+        meter.create_counter("c", "By", "What").add(2, {"a": 1})
+        meter.create_gauge("g").set(2.5)
+        provider.shutdown()
+        assert exporter.ended == 1
+        exported.append(exporter.exported)
+    assert exported[0] == exported[1]
+    assert len(exported[0]) == 2
+
+
+def samples_of(text: str) -> dict[Any, Any]:
+    """Every sample and every family of a page; an empty label is none, and bounds are numbers."""
+    found: dict[Any, Any] = {}
+    for family in text_string_to_metric_families(text):
+        if family.name.startswith("otel_mlops"):
+            continue
+        found[family.name] = (family.type, family.documentation if family.name != "target_info" else "")
+        for sample in family.samples:
+            if "otel_mlops" in sample.labels.get("otel_scope_name", ""):
+                continue
+            bound = "le" if sample.name.endswith("_bucket") else None
+            labels = {k: float(v) if k == bound else v for k, v in sample.labels.items() if v}
+            key = (sample.name, frozenset(labels.items()))
+            assert key not in found, f"{key} is there twice"
+            found[key] = sample.value
+    return found
+
+
+# Names, kinds, units and descriptions that do not clash; the stock exporter's faults are the page's tests.
+PAGED = [
+    ("counter", "jobs", "", "Jobs."),
+    ("counter", "jobs.done.total", "{job}", "Jobs \\ done\nso far"),
+    ("counter", "Energy/used", "J", ""),
+    ("counter", "cpu", "s", "CPU"),
+    ("up_down_counter", "queue-length", "1", "Queue."),
+    ("gauge", "gpu.temperature", "Cel", "Hot?"),
+    ("gauge", "rate", "By/s", "Rate."),
+    ("gauge", "ratio_percent", "%", ""),
+    ("histogram", "latency", "ms", "Latency."),
+    ("histogram", "size_bytes", "By", "Size."),
+    ("observable_counter", "read", "By", "Read."),
+    ("observable_up_down_counter", "open.files", "{file}", "Open."),
+    ("observable_gauge", "load_1m", "", "Load."),
+]
+PAGE_ATTRIBUTES = st.dictionaries(
+    st.sampled_from(["plain", "http.route", "1st", "CamelCase", "weird key!", "otel.scope"]),
+    st.sampled_from(["x", "y", '"quoted"', "back\\slash", "new\nline", "%s %d", '{a="b"} 5', "ü\u2028", "1;2"]),
+    max_size=3,
+)
+TYPED_ATTRIBUTES = st.fixed_dictionaries(
+    {}, optional={"int": st.integers(0, 2), "flag": st.booleans(), "list": st.just((1, "a")), "none": st.none()}
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    calls=st.lists(
+        st.tuples(st.sampled_from(PAGED), NUMBERS.map(abs), st.builds(dict.__or__, PAGE_ATTRIBUTES, TYPED_ATTRIBUTES)),
+        max_size=25,
+    )
+)
+def test_the_page_says_what_the_stock_exporter_says(calls: list[Any]):
+    """Names, types, help, labels and values are those of the stock exporter, which runs on our provider as well."""
+    registries = [CollectorRegistry(), CollectorRegistry()]
+    stock_readers = [PrometheusMetricReader(scope_info_enabled=False, registry=each) for each in registries]
+    page = PageReader()
+    providers = [
+        MeterProvider([page, stock_readers[0]], RESOURCE, shutdown_on_exit=False),
+        sdk.MeterProvider([stock_readers[1]], RESOURCE, shutdown_on_exit=False),
+    ]
+    said: dict[str, list[Observation]] = {}
+    for (kind, name, _, _), number, attributes in calls:
+        if kind in OBSERVABLE:
+            said.setdefault(name, []).append(Observation(number, attributes))
+    for provider in providers:
+        meter = provider.get_meter("m")
+        created = set()
+        for (kind, name, unit, description), number, attributes in calls:
+            if kind in SYNCHRONOUS:
+                instrument = getattr(meter, f"create_{kind}")(name, unit, description)
+                getattr(instrument, _VERBS[kind])(number, attributes)
+            elif name not in created:
+                created.add(name)
+                getattr(meter, f"create_{kind}")(name, [lambda _, name=name: said[name]], unit, description)
+    ours, through_stock, stock = (
+        samples_of(text) for text in (check_page(page).text, *(generate_latest(each).decode() for each in registries))
+    )
+    for provider in providers:
+        provider.shutdown()
+    if not calls:
+        ours = {}  # of nothing the stock exporter does not tell the target either
+    through_stock = {key: value for key, value in through_stock.items() if key in stock or calls}
+    assert ours == stock
+    assert through_stock == stock

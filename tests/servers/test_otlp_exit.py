@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import pytest
 
@@ -34,9 +35,10 @@ for number in range(3000):
     tracer.start_span("s").end()
 print("recorded", time.monotonic() - started, flush=True)
 sys.stdin.readline()
-print("ends", time.monotonic(), flush=True)
+started = time.monotonic()
 if ends == "shutdown":
     call_within(2, lambda: meters.shutdown(timeout_millis=2000), tracers.shutdown)
+print("ended", time.monotonic() - started, time.monotonic(), flush=True)
 assert all(thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread())
 """
 
@@ -118,10 +120,20 @@ def collector(behave: Behaviour | None) -> Iterator[tuple[str, threading.Event]]
         listener.close()
 
 
-def exit_delay_s(
-    url: str, came: threading.Event | None, *, ends: str, interval_s: float = 0.05
-) -> tuple[float, float, str]:
-    """Run the service; the seconds it took to record, those from its end to its exit, and what it logged."""
+@dataclass
+class Run:
+    """A run of the service."""
+
+    recording_s: float
+    ending_s: float
+    """What its shutdown took."""
+    exiting_s: float
+    """What the interpreter took after that."""
+    log: str
+
+
+def run_service(url: str, came: threading.Event | None, *, ends: str, interval_s: float = 0.05) -> Run:
+    """Run the service; it ends once a connection has come, where one is expected."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
     with subprocess.Popen(
         [sys.executable, "-c", SERVICE, url, ends, str(interval_s)],
@@ -132,16 +144,16 @@ def exit_delay_s(
         env=environment,
     ) as process:
         try:
-            recorded_s = float(process.stdout.readline().split()[1])
+            recording_s = float(process.stdout.readline().split()[1])
             if came is not None:
                 assert came.wait(20)  # an export is on its way
             process.stdin.write("\n")
             process.stdin.flush()
-            ended_at = float(process.stdout.readline().split()[1])
+            ending_s, ended_at = map(float, process.stdout.readline().split()[1:])
             _, log = process.communicate(timeout=20)
-            delay_s = time.monotonic() - ended_at
+            exiting_s = time.monotonic() - ended_at
             assert process.returncode == 0, log
-            return recorded_s, delay_s, log
+            return Run(recording_s, ending_s, exiting_s, log)
         finally:
             process.kill()
 
@@ -155,43 +167,55 @@ SICK = {
     "busy for long": answering("503 Service Unavailable", headers="Retry-After: 3\r\n"),
 }
 ENDS_AT_ONCE = {"refusing", "busy", "busy for long"}
+MOST_S = 2.3  # 2 s, and what a machine that does other things adds
+AT_ONCE_S = 1.5
+TEARDOWN_S = 1.5  # no thread is waited for
 
 
 @pytest.mark.parametrize("sickness", SICK)
 def test_a_sick_collector_delays_the_exit_by_two_seconds_at_most(sickness: str):
-    """Whatever the Collector does, the process ends in 2 s after the shutdown began; at once where it is refused."""
+    """Whatever the Collector does, a shutdown takes 2 s at most, and far less where it is refused."""
     with collector(SICK[sickness]) as (url, came):
-        recorded_s, delay_s, log = exit_delay_s(url, came if SICK[sickness] else None, ends="shutdown")
+        run = run_service(url, came if SICK[sickness] else None, ends="shutdown")
 
-    print(f"{sickness}: {delay_s:.2f} s, recorded in {recorded_s:.3f} s; {log}")
-    assert delay_s < (1.0 if sickness in ENDS_AT_ONCE else 2.5), log
-    assert recorded_s < 2.0  # 3000 requests, more than the queue holds
-    assert log.count("metrics do not reach") == 1, log
-    assert log.count("traces do not reach") == 1, log
-    assert "Traceback" not in log
+    assert run.ending_s < (AT_ONCE_S if sickness in ENDS_AT_ONCE else MOST_S), run
+    assert run.exiting_s < TEARDOWN_S, run
+    assert run.recording_s < 2.0, run  # 3000 requests, more spans than the queue holds
+    assert run.log.count("metrics do not reach") == 1, run
+    assert run.log.count("traces do not reach") == 1, run
+    assert "Traceback" not in run.log
 
 
 def test_without_a_shutdown_nothing_keeps_the_process():
     """A process that just ends does so at once, though its exports hang."""
     with collector(silent) as (url, came):
-        _, delay_s, log = exit_delay_s(url, came, ends="just so")
+        run = run_service(url, came, ends="just so")
 
-    assert delay_s < 1.0, log
+    assert run.exiting_s < TEARDOWN_S, run
+
+
+def test_the_last_export_ends_in_time_to_say_so():
+    """An export that begins with the shutdown and gets no answer is in the log."""
+    with collector(silent) as (url, _):
+        run = run_service(url, None, ends="shutdown", interval_s=3600)
+
+    assert run.ending_s < MOST_S, run
+    assert run.log.count("metrics do not reach") == 1, run
 
 
 def test_a_slow_collector_gets_what_is_left():
     """What a Collector can take within the time is not given up."""
-    seen: list[float] = []
+    connections: list[float] = []
     behave = answering("200 OK", after_s=0.1)
 
     def counting(connection: socket.socket) -> None:
-        seen.append(time.monotonic())
+        connections.append(time.monotonic())
         behave(connection)
 
     with collector(counting) as (url, _):
-        _, delay_s, log = exit_delay_s(url, None, ends="shutdown", interval_s=3600)
+        run = run_service(url, None, ends="shutdown", interval_s=3600)
 
-    assert delay_s < 2.5
-    assert len(seen) >= 2
-    assert "reach" not in log
-    assert "still waited" not in log
+    assert run.ending_s < MOST_S, run
+    assert len(connections) >= 2  # of the metrics and of the traces
+    assert "reach" not in run.log
+    assert "still waited" not in run.log

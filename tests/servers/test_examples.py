@@ -1,0 +1,118 @@
+"""Each example as a user runs it: it starts, answers, and its numbers stand on the page."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from otel_mlops.demo.readings import Reading, read
+from otel_mlops.doctor.network import take_free_ports
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+WAIT_S = 60.0
+
+
+@contextmanager
+def started(command: list[str], port: int, page_port: int) -> Iterator[tuple[httpx.Client, str]]:
+    """A service that runs: a client of it, and its page's URL."""
+    environ = {name: text for name, text in os.environ.items() if not name.startswith("OTEL_")}
+    environ |= {"PORT": str(port), "OTEL_EXPORTER_PROMETHEUS_PORT": str(page_port)}
+    service = subprocess.Popen(
+        command, cwd=EXAMPLES, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=10.0) as client:
+            deadline = time.monotonic() + WAIT_S
+            while not is_healthy(client):
+                assert service.poll() is None, service.communicate()[0]
+                assert time.monotonic() < deadline, "the example did not answer"
+                time.sleep(0.05)
+            yield client, f"http://127.0.0.1:{page_port}/metrics"
+            service.terminate()
+            service.communicate(timeout=WAIT_S)
+    finally:
+        service.kill()
+        service.communicate()
+
+
+def is_healthy(client: httpx.Client) -> bool:
+    """Whether a service answers at /health, as each does without a line of its own."""
+    try:
+        return client.get("/health").json()["status"] == "healthy"
+    except httpx.TransportError:
+        return False
+
+
+@pytest.fixture
+def ports() -> list[int]:
+    """Two ports that are free."""
+    return take_free_ports("127.0.0.1", 2)
+
+
+def settled(client: httpx.Client, url: str, requests: int) -> Reading:
+    """The page once it knows of so many requests: an answer may arrive a moment before it is counted."""
+    deadline = time.monotonic() + WAIT_S
+    while (reading := read(client, url)).total("api_requests_total") < requests:
+        assert time.monotonic() < deadline, reading.samples("api_requests_total")
+        time.sleep(0.05)
+    return reading
+
+
+def test_minimal_service(ports: list[int]):
+    """The README's first service counts its requests, predictions and their values."""
+    command = [sys.executable, "-m", "uvicorn", "minimal_service:app", "--port", str(ports[0])]
+    with started(command, *ports) as (client, url):
+        for rooms in (5, 10):
+            answer = client.post("/predict", json={"median_income": 8.0, "rooms": rooms})
+            assert answer.json() == {"price": pytest.approx(3.2 + rooms / 10)}
+        assert client.post("/predict", json={}).status_code == 422
+        page = settled(client, url, 3)
+    predict = {"method": "POST", "endpoint": "/predict"}
+    assert page.total("api_requests_total", **predict, status_code="200") == 2
+    assert page.total("api_requests_total", **predict, status_code="422") == 1
+    assert page.total("api_request_duration_seconds_count", **predict) == 3
+    model = {"model_name": "housing", "model_version": "v1.2.3"}
+    assert page.total("predictions_total", **model, prediction_type="single") == 2
+    assert page.total("prediction_values_sum", **model) == pytest.approx(3.7 + 4.2)
+    assert page.total("model_info", **model, type="regression") == 1
+    assert page.total("target_info", service_name="housing") == 1
+
+
+def test_model_service(ports: list[int]):
+    """The service of production has its model, scores, database, health and both pages."""
+    patient = {"bmi": 0.05, "bp": 0.02, "s5": 0.01}
+    with started([sys.executable, "model_service.py"], *ports) as (client, url):
+        value = client.post("/predict", json=patient).json()["progression"]
+        assert client.post("/predict/batch", json=[patient] * 3).json() == {"progressions": [pytest.approx(value)] * 3}
+        stored = client.get("/patients/7/progression").json()["progression"]
+        assert client.get("/patients/7000/progression").status_code == 404
+        assert client.post("/predict", json=patient | {"bp": "high"}).status_code == 422
+        assert client.get("/health").json()["components"] == {"database": True, "model": True}
+        page = settled(client, url, 5)
+        assert settled(client, "/metrics", 5).total("predictions_total") == 5
+    model = {"model_name": "progression", "model_version": "v1.2.3"}
+    assert page.total("api_requests_total") == 5
+    assert page.total("api_requests_total", endpoint="/patients/{patient_id}/progression", status_code="404") == 1
+    assert page.total("predictions_total", **model, prediction_type="single") == 2
+    assert page.total("predictions_total", **model, prediction_type="batch") == 3
+    assert page.total("prediction_values_sum", **model) == pytest.approx(4 * value + stored)
+    assert page.total("model_status", **model, model_status="ready") == 1
+    assert page.total("model_info", **model, stage="production", type="regression", features="3") == 1
+    assert page.total("model_load_duration_seconds_count", **model) == 1
+    assert 0.3 < page.total("model_r2_score", **model, dataset="validation") < 0.4
+    assert 50 < page.total("model_rmse_score", **model, dataset="validation") < 65
+    assert 40 < page.total("model_mae_score", **model, dataset="validation") < 55
+    assert page.total("database_operations_total", operation="select", table="patients") == 2
+    assert page.total("database_operation_duration_seconds_count", operation="insert", table="patients") == 1
+    assert page.total("api_health_status", component="database") == 1
+    assert page.total("scheduled_task_runs_total", task="check_health", result="success") == 1
+    assert page.total("system_info", environment="production", version="1.0.0") == 1
+    assert page.total("target_info", service_name="progression", deployment_environment_name="production") == 1
