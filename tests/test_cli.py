@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -98,16 +99,25 @@ def test_a_reader_that_leaves_is_no_traceback():
 # --- render -----------------------------------------------------------------------------------------------
 
 
-def test_render_checks(capsys: pytest.CaptureFixture[str]):
-    """`render --check` ends with 0 where everything is rendered."""
-    assert main(["render", "--check"]) == 0, capsys.readouterr().out
+def test_render_finds_and_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """`render --check` ends with 1 where something is stale, and with 0 after `render`."""
+    shutil.copytree(render.CHECKOUT / "docs", tmp_path / "docs")
+    shutil.copytree(render.CHECKOUT / "collector-config", tmp_path / "collector-config")
+    monkeypatch.setattr(render, "CHECKOUT", tmp_path)
+    settings = tmp_path / "docs" / "settings.md"
+    settings.unlink()
+    assert main(["render", "--check"]) == 1
+    assert f"stale: {settings}" in capsys.readouterr().out
+    assert not settings.exists()
+    assert main(["render"]) == 0
+    assert settings.exists()
+    assert main(["render", "--check"]) == 0
 
 
 def test_render_outside_of_a_checkout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     """Where there is no checkout `render` says so and ends with 1."""
-    monkeypatch.setattr(render.render, "__kwdefaults__", {"root": tmp_path})
     monkeypatch.setattr(render, "CHECKOUT", tmp_path)
     assert main(["render", "--check"]) == 1
     assert "works in a checkout only" in capsys.readouterr().err

@@ -29,9 +29,8 @@ DOWNWARD = {
     "web": {"metrics", "numbers", "sdk"},
 }
 DOWNWARD["telemetry"] = set(DOWNWARD) - {"rules"}
-DOWNWARD["configure"] = set(DOWNWARD) - {"rules"}
 DOWNWARD["configure"] = {"sdk", "settings", "telemetry"}
-ON_TOP = {"__init__", "cli", "demo", "render", "testing"}
+ON_TOP = {"__init__", "cli", "demo", "doctor", "render", "testing"}
 COSTLY = {"apscheduler", "fastapi", "numpy", "prometheus_client", "psutil", "pynvml", "starlette"}
 BANNED_WORDS = {
     "abstract", "base", "common", "factory", "helper", "helpers", "impl", "manager", "util", "utils",
