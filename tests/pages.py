@@ -20,8 +20,8 @@ from otel_mlops.sdk.text import OPENMETRICS, TEXT
 ALLOWED = frozenset({'active_connections_count non-histogram and non-summary metrics should not have "_count" suffix'})
 """What promtool may find on a page of ours: the one name that is fixed as it is."""
 
-_OURS = ("otel_mlops_page_",)
-"""What a page says of itself changes from page to page."""
+_OURS = "otel_mlops_"
+"""What a page says of ourselves changes from page to page."""
 
 Labels = frozenset[tuple[str, str]]
 

@@ -121,10 +121,10 @@ def test_nothing_new_has_no_quantile(window: Window):
 
 def test_the_table_says_what_the_page_says(window: Window):
     """Rates, totals, shares, quantiles, predictions, models and the machine stand in the table."""
-    lines = {text.strip().partition("  ")[0]: " ".join(text.split()) for text in view.table(window)}
-    assert lines["all"] == "all 10.0 150 0.0 % 10.0 % 62.5 ms 400.0 ms"
-    assert lines["POST /predict"] == "POST /predict 10.0 150 0.0 % 10.0 % 62.5 ms 400.0 ms"
-    assert lines["tumour v1 single"] == "tumour v1 single 10.0 150 0 - -"
+    lines = {text.strip().partition("  ")[0]: " ".join(text.split()) for text in view.table(window, 100)}
+    assert lines["all"] == "all 10.0/s 150 0.0 % 10.0 % 62.5 ms 400.0 ms"
+    assert lines["POST /predict"] == "POST /predict 10.0/s 150 0.0 % 10.0 % 62.5 ms 400.0 ms"
+    assert lines["tumour v1 single"] == "tumour v1 single 10.0/s 150 0 - -"
     assert lines["models"] == "models v1 ready"
     assert lines["machine"] == "machine CPU 42 %, memory 3.0 of 8.0 GiB"
     assert lines["GPU"] == "GPU no GPU"
@@ -138,7 +138,7 @@ def test_a_gpu_stands_in_the_table():
         f"gpu_memory_used_bytes{{{gpu}}} 10737418240\ngpu_memory_total_bytes{{{gpu}}} 85899345920\n"
     )
     reading = Reading(text, 0.0)
-    assert "  GPU          H100 87 %, memory 10.0 of 80.0 GiB" in list(view.table(Window(reading, reading)))
+    assert "  GPU          H100 87 %, memory 10.0 of 80.0 GiB" in list(view.table(Window(reading, reading), 100))
 
 
 def test_the_line_says_it_in_short(window: Window):
@@ -153,7 +153,7 @@ def test_an_empty_page_is_shown_as_well():
     """Before the first request there is a table, a line and a summary all the same."""
     empty = Reading("", 0.0)
     assert "- failed" in view.line(Window(empty, empty))
-    assert any("no GPU" in text for text in view.table(Window(empty, empty)))
+    assert any("no GPU" in text for text in view.table(Window(empty, empty), 100))
     assert "requests" in "\n".join(view.summary(empty, Counter(), 0))
 
 

@@ -45,8 +45,9 @@ class Table:
     def show(self, when: str, facts: Sequence[str], window: Window) -> None:
         """Draw the table over the last one, as much of it as the terminal has room for."""
         columns, height = shutil.get_terminal_size()
-        text = (f"otel-mlops demo, {when}; Ctrl-C ends it", "", *facts, "", *view.table(window))
-        lines = [line[: columns - 1] for line in text][: height - 1]
+        text = (f"otel-mlops demo, {when}; Ctrl-C ends it", "", *facts, "", *view.table(window, columns - 1))
+        has_room = len(text) < height  # for lines that only part what is above and below
+        lines = [line[: columns - 1] for line in text if line or has_room][: height - 1]
         back = _UP.format(self._drawn) if self._drawn else _HIDE_CURSOR
         drawn = "".join(f"{_emphasised(line)}{_CLEAR_LINE}\n" for line in lines)
         self._out.write(f"{back}{drawn}{_CLEAR_BELOW}")

@@ -36,7 +36,7 @@ CANARY_SHARE = 10
 async def lifespan(_: FastAPI) -> AsyncIterator[None]:
     """Train the models and fill the database before the first request."""
     train()
-    with TemporaryDirectory(prefix="otel-mlops-demo-") as folder:
+    with TemporaryDirectory(prefix="diagnosis-") as folder:
         # The last sample lacks a measurement. The model refuses it, so there is now and then a 500 to see.
         samples.create(Path(folder, "samples.sqlite"), [*measured.tolist(), [None] * len(FEATURES)])
         telemetry.schedule_task(check_health, 2, "check_health")

@@ -86,6 +86,7 @@ class Demo:
         self._ending = ending
         self._things = things
         self._client = things.enter_context(httpx.Client(trust_env=False, timeout=2.0))
+        self._folder = Path(things.enter_context(TemporaryDirectory(prefix="otel-mlops-demo-")))
         # Where this machine reaches what listens there.
         here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(options.host, options.host)  # noqa: S104 (compared)
         self._here = f"[{here}]" if ":" in here else here
@@ -121,6 +122,8 @@ class Demo:
         told = {
             "OTEL_EXPORTER_PROMETHEUS_HOST": options.host,
             "OTEL_EXPORTER_PROMETHEUS_PORT": str(options.page_port),
+            # What it leaves there goes with our folder, even if it is killed.
+            "TMPDIR": str(self._folder),
         }
         service = Program(command, os.environ | told)
         self._things.callback(service.stop)
@@ -149,11 +152,10 @@ class Demo:
         binary = find_prometheus() if self._options.prometheus else None
         if binary is None:
             return None
-        folder = Path(self._things.enter_context(TemporaryDirectory(prefix="otel-mlops-prometheus-")))
         host, port = self._options.host, self._options.prometheus_port
         prometheus = Prometheus(
             [binary, f"--web.listen-address={f'[{host}]' if ':' in host else host}:{port}"],
-            folder,
+            self._folder,
             url=f"http://{self._here}:{port}",
             page=f"{self._here}:{self._options.page_port}",
         )

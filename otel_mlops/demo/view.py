@@ -9,17 +9,14 @@ from otel_mlops import metrics as rows
 from otel_mlops.demo.readings import Labels, Reading, Window
 
 _GIB = 2**30
+_NUMBER_WIDTHS = (8, 10, 8, 8, 9, 9)
 
 
-def table(window: Window) -> Iterator[str]:
-    """The lines of the live table."""
-    yield from _columns(
-        [("REQUESTS", "PER SECOND", "IN ALL", "4XX", "5XX", "P50", "P95"), *_requests(window)], widths=(36, 11, 9)
-    )
+def table(window: Window, columns: int) -> Iterator[str]:
+    """The lines of the live table, for a terminal of so many columns; what matters most comes first."""
+    yield from _aligned([("REQUESTS", "RATE", "IN ALL", "4XX", "5XX", "P50", "P95"), *_requests(window)], columns)
     yield ""
-    yield from _columns(
-        [("PREDICTIONS", "ROWS/S", "ROWS", "ERRORS", "", "P50", "P95"), *_predictions(window)], widths=(36, 11, 9)
-    )
+    yield from _aligned([("PREDICTIONS", "RATE", "IN ALL", "", "FAILED", "P50", "P95"), *_predictions(window)], columns)
     yield ""
     for title, text in _facts(window):
         yield f"  {title:<12} {text}"
@@ -77,7 +74,7 @@ def _requests(window: Window) -> Iterator[Sequence[str]]:
 def _request_numbers(window: Window, **labels: str) -> Iterator[str]:
     name = rows.API_REQUESTS.page_name
     rate = window.rate(name, **labels)
-    yield f"{rate:.1f}"
+    yield f"{rate:.1f}/s"
     yield _whole(window.now.total(name, **labels))
     for first in ("4", "5"):
         yield _share(_answered(window, first, **labels), rate)
@@ -104,36 +101,27 @@ def _predictions(window: Window) -> Iterator[Sequence[str]]:
                 errors = _whole(window.now.total(failed, **labels)) if kind == "single" else ""
                 yield (
                     f"  {model} {version} {kind}",
-                    f"{window.rate(name, **of_kind):.1f}",
+                    f"{window.rate(name, **of_kind):.1f}/s",
                     _whole(window.now.total(name, **of_kind)),
-                    errors,
                     "",
+                    errors,
                     *(_time(window.quantile(share, rows.PREDICTION_DURATION, **of_kind)) for share in (0.5, 0.95)),
                 )
 
 
 def _facts(window: Window) -> Iterator[tuple[str, str]]:
     now = window.now
-    yield "models", _list(f"{version} {status}{_accuracy(now, version)}" for version, status in _statuses(now))
-    drifted = max(now.samples(rows.MODEL_DRIFT_SCORE.page_name), key=lambda sample: sample[1], default=None)
-    if drifted is not None:
-        yield "drift", f"{drifted[0]['feature']} most, by {drifted[1]:.2f} standard deviations"
-    yield "database", _list(_database(window))
-    yield "tasks", _list(_tasks(now))
-    yield (
-        "health",
-        _list(
-            f"{labels['component']} {'healthy' if value else 'unhealthy'}"
-            for labels, value in now.samples(rows.API_HEALTH_STATUS.page_name)
-        ),
-    )
     requests, predictions = rows.API_REQUESTS_IN_PROGRESS.page_name, rows.PREDICTIONS_IN_PROGRESS.page_name
-    yield "in progress", f"requests {_whole(now.total(requests))}, predictions {_whole(now.total(predictions))}"
+    yield "models", _list(f"{version} {status}{_accuracy(now, version)}" for version, status in _statuses(now))
     yield "machine", f"CPU {_percent(now.value(rows.SYSTEM_CPU_USAGE))}, memory {_memory(now)}"
     yield "GPU", _list(_gpus(now), none="no GPU")
-    series = now.value(rows.PAGE_SERIES)
-    made = window.quantile(0.5, rows.PAGE_DURATION)
-    yield "page", f"{_whole(series or 0)} series, made in {_time(made)}"
+    yield "health", _list(_health(now))
+    yield "in progress", f"requests {_whole(now.total(requests))}, predictions {_whole(now.total(predictions))}"
+    yield "database", _list(_database(window))
+    yield "tasks", _list(_tasks(now))
+    yield "drift", _list(_drift(now))
+    page_s = window.quantile(0.5, rows.PAGE_DURATION)
+    yield "page", f"{_whole(now.value(rows.PAGE_SERIES) or 0)} series, made in {_time(page_s)}"
 
 
 def _statuses(reading: Reading) -> Iterator[tuple[str, str]]:
@@ -145,6 +133,18 @@ def _statuses(reading: Reading) -> Iterator[tuple[str, str]]:
 def _accuracy(reading: Reading, version: str) -> str:
     score = reading.value(rows.MODEL_ACCURACY, model_version=version)
     return "" if score is None else f" (accuracy {score:.2f})"
+
+
+def _health(reading: Reading) -> Iterator[str]:
+    for labels, value in reading.samples(rows.API_HEALTH_STATUS.page_name):
+        yield f"{labels['component']} {'healthy' if value else 'unhealthy'}"
+
+
+def _drift(reading: Reading) -> Iterator[str]:
+    scores = reading.samples(rows.MODEL_DRIFT_SCORE.page_name)
+    if scores:
+        labels, most = max(scores, key=lambda sample: sample[1])
+        yield f"{labels['feature']} has moved most, by {most:.2f} standard deviations"
 
 
 def _database(window: Window) -> Iterator[str]:
@@ -174,12 +174,12 @@ def _gpus(reading: Reading) -> Iterator[str]:
 # --- How things are written -------------------------------------------------------------------------------
 
 
-def _columns(lines: Sequence[Sequence[str]], widths: Sequence[int]) -> Iterator[str]:
-    """Lines in columns: the first to the left, the numbers to the right."""
-    first, *rest = widths
+def _aligned(lines: Sequence[Sequence[str]], columns: int) -> Iterator[str]:
+    """Lines in columns: a title to the left, as wide as there is room for, and six numbers to the right."""
+    room = min(max(columns - 2 - sum(_NUMBER_WIDTHS), 20), 44)
     for title, *cells in lines:
-        numbers = (f"{cell:>{rest[at] if at < len(rest) else rest[-1]}}" for at, cell in enumerate(cells))
-        yield f"  {_shortened(title, first):<{first}}{''.join(numbers)}"
+        numbers = (f"{cell:>{width}}" for cell, width in zip(cells, _NUMBER_WIDTHS, strict=True))
+        yield f"  {_shortened(title, room):<{room}}{''.join(numbers)}"
 
 
 def _shortened(text: str, width: int) -> str:

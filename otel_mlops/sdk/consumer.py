@@ -32,6 +32,7 @@ class Consumer(SynchronousMeasurementConsumer):
         # A callback may create an observable instrument: a plain lock would wait for itself for ever.
         self._lock = threading.RLock()  # type: ignore[assignment]
         self._streams = streams
+        self._late = False
         self._points: WeakKeyDictionary[MetricReader, Points] = WeakKeyDictionary()
 
     def add_metric_reader(self, metric_reader: MetricReader) -> None:
@@ -53,14 +54,19 @@ class Consumer(SynchronousMeasurementConsumer):
             for instrument in self._async_instruments:
                 left_s = deadline - time.monotonic()
                 if left_s <= 0:
-                    _logger.warning(
-                        "callbacks took longer than %.1f s; those after %s are left out",
-                        timeout_millis / 1e3,
-                        instrument.name,
-                    )
+                    if not self._late:
+                        _logger.warning(
+                            "callbacks took longer than %g s; those from %s on are left out; "
+                            "said once until they are in time",
+                            timeout_millis / 1e3,
+                            instrument.name,
+                        )
+                    self._late = True
                     break
                 for measurement in instrument.callback(CallbackOptions(timeout_millis=left_s * 1e3)):
                     storage.consume_measurement(measurement, False)
+            else:
+                self._late = False
             return storage.collect()
 
     def collect(self, metric_reader: MetricReader, timeout_millis: float = 10_000) -> MetricsData | None:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,10 +81,13 @@ class Service:
 
 
 @contextmanager
-def running(code: str, folder: Path, *, page_port: int | None = None, **environment: str) -> Iterator[Service]:
+def running(
+    code: str, folder: Path, *, page_port: int | None = None, arguments: Sequence[str] = (), **environment: str
+) -> Iterator[Service]:
     """Run an application, `app` in this code, until the block ends; then it must end by itself, in time.
 
-    The code finds the page's port in OTEL_EXPORTER_PROMETHEUS_PORT, as every service does.
+    The code finds the page's port in OTEL_EXPORTER_PROMETHEUS_PORT, as every service does. `arguments` are
+    uvicorn's.
     """
     (folder / "service.py").write_text(textwrap.dedent(code))
     port, page_port = free_port(), page_port or free_port()
@@ -95,6 +98,7 @@ def running(code: str, folder: Path, *, page_port: int | None = None, **environm
         **environment,
     }
     command = [sys.executable, "-m", "uvicorn", "service:app", "--port", str(port), "--log-level", "warning"]
+    command += arguments
     with log.open("wb") as output:
         process = subprocess.Popen(command, cwd=folder, env=environ, stdout=output, stderr=output)
     service = Service(process, port, page_port, log)

@@ -144,9 +144,9 @@ def test_a_demo_ends_by_itself_and_has_counted_everything(has_prometheus: None):
     assert 0 < float(p95[1]) < 5
 
 
-def test_ctrl_c_ends_a_demo_with_a_summary(has_prometheus: None):
+def test_ctrl_c_ends_a_demo_with_a_summary(has_prometheus: None, tmp_path: Path):
     """While it runs, service, docs, both pages and Prometheus answer; SIGINT ends all of it with 0."""
-    with running() as demo:
+    with running(TMPDIR=str(tmp_path)) as demo:
         urls = demo.urls()
         with httpx.Client(trust_env=False, timeout=10.0) as client:
             assert client.get(f"{urls['service']}/docs").status_code == 200
@@ -162,15 +162,16 @@ def test_ctrl_c_ends_a_demo_with_a_summary(has_prometheus: None):
         "scheduled_task_runs_total", "api_health_status", "system_cpu_usage_percent", "model_load_duration_seconds_sum",
     ):  # fmt: skip
         assert f"\n{name}{{" in page or f"\n{name} " in page, name
+    assert list(tmp_path.iterdir()) == []
     assert "Ended after" in demo.said
     page_count, client_count = numbers(demo.said)["requests"]
     # The one more is this test's, for the docs.
     assert 0 < client_count <= page_count <= client_count + 1
 
 
-def test_a_killed_demo_leaves_nothing_running():
+def test_a_killed_demo_leaves_nothing_running(tmp_path: Path):
     """After SIGKILL, which no program can answer, the service and Prometheus end all the same."""
-    with running() as demo:
+    with running(TMPDIR=str(tmp_path)) as demo:
         assert demo.urls()
         family = set(demo.family)
         assert any("uvicorn" in each.cmdline() for each in family)
@@ -179,15 +180,16 @@ def test_a_killed_demo_leaves_nothing_running():
         until(lambda: all(is_gone(each) for each in family))
 
 
-def test_a_service_that_dies_ends_the_demo():
-    """When the service dies the demo says so, ends with 1, and ends Prometheus."""
-    with running() as demo:
+def test_a_service_that_dies_ends_the_demo(tmp_path: Path):
+    """When the service dies the demo says so, ends with 1 and ends Prometheus, and no file is left."""
+    with running(TMPDIR=str(tmp_path)) as demo:
         demo.urls()
         (service,) = (each for each in demo.family if "uvicorn" in each.cmdline() and "/bin/sh" not in each.cmdline())
         service.kill()
         assert demo.end() == 1, demo.said
         assert "the service has ended" in demo.said
         assert all(is_gone(each) for each in demo.family)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_demo_that_is_ended_while_it_starts_leaves_nothing():
@@ -199,6 +201,30 @@ def test_a_demo_that_is_ended_while_it_starts_leaves_nothing():
         demo.process.terminate()
         assert demo.end() == 0, demo.said
         assert all(is_gone(each) for each in demo.family)
+
+
+def test_a_terminal_that_is_closed_ends_the_demo():
+    """When the terminal goes away the demo ends without a traceback, and so does the service."""
+    ours, theirs = pty.openpty()
+    demo = subprocess.Popen(
+        [*COMMAND, "--no-prometheus"],
+        env=ENVIRON | {"TERM": "xterm"},
+        stdout=theirs,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    try:
+        while b"REQUESTS" not in (_part(ours) or b"REQUESTS"):
+            continue
+        family = psutil.Process(demo.pid).children(recursive=True)
+        assert family
+        os.close(ours)
+        assert demo.communicate(timeout=WAIT_S) == (None, b"")
+        assert all(is_gone(each) for each in family)
+    finally:
+        demo.kill()
+        demo.communicate()
 
 
 def test_a_terminal_has_a_table():

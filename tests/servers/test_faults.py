@@ -152,6 +152,7 @@ def test_without_shared_memory_numbers_go_on_in_private_memory(mounts, why):
     """Everything that was recorded is on the page, nothing is killed, and one warning says why and what to do."""
     said, log = record(mounts=mounts, series=ENOUGH_FOR_SOME_SEGMENTS)
     assert has_everything(said, ENOUGH_FOR_SOME_SEGMENTS)
+    assert (said["ledger"] != "None") is (mounts == GETS_FULL)
     (warning,) = [line for line in log.splitlines() if not line.startswith("INFO")]
     assert "private memory" in warning
     assert "OTEL_MLOPS_STATE_DIR" in warning
