@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import copyreg
+import os
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -31,6 +32,12 @@ class _Current:
         """One that was shut down stays until the next is made: an endpoint that asks for it still must not fail."""
         self.objects: Mapping[str, Any] = {}
         """What it was given besides its settings."""
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._after_fork)
+
+    def _after_fork(self) -> None:
+        # Another thread of the parent may have held it.
+        self.lock = threading.RLock()
 
 
 current = _Current()

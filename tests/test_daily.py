@@ -149,6 +149,26 @@ def test_midnight_while_predictions_and_scrapes_go_on_loses_nothing(provider, da
     assert max(seen) <= 50
 
 
+def test_midnight_in_the_middle_of_a_scrape_waits_for_its_end(provider, daily, monkeypatch):
+    """A reading that is newer than a scrape's totals must not look to it like a model that has begun anew."""
+    predict(provider, 5)
+    read = provider.totals
+
+    def read_and_let_midnight_come(row):
+        monkeypatch.setattr(provider, "totals", read)
+        before = read(row)
+        predict(provider, 1)
+        midnight.start()
+        midnight.join(0.1)
+        return before
+
+    midnight = threading.Thread(target=daily.begin_day)
+    monkeypatch.setattr(provider, "totals", read_and_let_midnight_come)
+    assert today(daily) == {"v1": 5}
+    midnight.join(PATIENCE_S)
+    assert today(daily) == {"v1": 0}
+
+
 def test_a_full_metric_is_counted_by_its_overflow():
     """Past the cap of series the overflow's predictions are today's too, and what can be read stays readable."""
     with fresh_telemetry(max_series=2) as telemetry:

@@ -169,10 +169,17 @@ def test_other_methods_are_refused_with_those_that_are_allowed(method):
 
 
 def test_who_sends_a_large_body_still_reads_why_it_is_refused():
-    """A refusal is not lost to a reset while the client is still sending."""
-    with serving() as page_server:
-        response, _ = request(page_server, "/metrics", "POST", bytes(900_000))
-    assert response.status == 405
+    """A refusal is not lost to a reset of the connection while the client is still sending."""
+    part = bytes(20_000)
+    with serving() as page_server, connect(page_server) as connection:
+        connection.sendall(b"POST /metrics HTTP/1.1\r\nContent-Length: 200000\r\n\r\n" + part)
+        answer = connection.recv(12)
+        for _ in range(9):
+            time.sleep(0.005)
+            connection.sendall(part)
+        answer += everything(connection)
+    assert answer.startswith(b"HTTP/1.1 405")
+    assert answer.endswith(b"Method Not Allowed\n")
 
 
 @pytest.mark.parametrize(
@@ -317,8 +324,18 @@ def test_a_client_that_leaves_early_harms_nobody(raw, caplog):
     assert not caplog.records
 
 
-def test_a_request_has_a_time_in_which_it_must_arrive(monkeypatch):
+def test_a_client_that_says_nothing_is_sent_away(monkeypatch):
+    """A connection without a request ends when the time for one is over."""
+    monkeypatch.setattr(scrape, "REQUEST_TIMEOUT_S", 0.1)
+    with serving() as page_server, connect(page_server) as connection:
+        began_s = time.monotonic()
+        assert everything(connection) == b""
+        assert 0.05 < time.monotonic() - began_s < 3.0
+
+
+def test_a_request_has_a_time_in_which_it_must_arrive(monkeypatch, caplog):
     """A client that sends a byte now and then is sent away when its time is over, however steady it is."""
+    caplog.set_level(logging.INFO)
     monkeypatch.setattr(scrape, "REQUEST_TIMEOUT_S", 0.3)
     with serving() as page_server, connect(page_server) as connection:
         began_s = time.monotonic()
@@ -334,6 +351,7 @@ def test_a_request_has_a_time_in_which_it_must_arrive(monkeypatch):
         took_s = time.monotonic() - began_s
     assert sent > 3
     assert took_s < 3.0
+    assert not caplog.records
 
 
 def test_a_client_that_reads_nothing_is_sent_away(monkeypatch):
@@ -347,7 +365,7 @@ def test_a_client_that_reads_nothing_is_sent_away(monkeypatch):
     with serving(page) as page_server, connect(page_server) as connection:
         connection.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
         eventually(lambda: request_threads() == 1)
-        eventually(lambda: request_threads() == 0)
+        eventually(lambda: request_threads() == 0, patience_s=3.0)
 
 
 def test_idle_connections_do_not_keep_a_scraper_out():
@@ -420,6 +438,7 @@ def test_where_no_thread_can_be_had_the_connection_is_closed_and_forgotten(monke
         for _ in range(server.MOST_CONNECTIONS + 1):
             with connect(page_server) as connection:
                 assert everything(connection) == b""
+        assert not page_server._connections._waits
         refuses.clear()
         assert request(page_server)[0].status == 200
 
