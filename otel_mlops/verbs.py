@@ -171,16 +171,16 @@ class Verbs:
     def update_api_health_status(self, component: str, is_healthy: bool) -> None:
         """Say whether a component (`database`, `model`) is healthy; `/health` tells it too."""
         component, given = _label(component), cast("Any", is_healthy)
-        status = self.instrument(rows.API_HEALTH_STATUS).bind({"component": component})
+        status = self.instrument(rows.API_HEALTH_STATUS)
         try:
             # A text is true whatever it says: "down" must not count as healthy.
             healthy = bool(float(given)) if isinstance(given, str) else bool(given)
         except Exception:
-            status.set(given)  # neither true nor false: dropped and counted
+            status.set(given, {"component": component})  # neither true nor false: dropped and counted
             return
         if component in self._health or len(self._health) < _MOST_COMPONENTS:
             self._health[component] = healthy
-        status.set(healthy)
+        status.set(healthy, {"component": component})
 
     def record_database_operation(self, operation: str, table: str, duration: float) -> None:
         """Count a database operation and its duration in seconds."""

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.request import urlopen
 
+import numpy as np
 import pytest
 from fastapi import FastAPI, HTTPException, WebSocket
 from prometheus_client import CollectorRegistry, Counter, generate_latest
@@ -157,6 +158,14 @@ def is_closed(url: str) -> bool:
         return client.connect_ex(("127.0.0.1", port)) != 0
 
 
+@pytest.fixture(autouse=True)
+def threads_end():
+    """Each test leaves no thread of ours behind."""
+    before = set(threading.enumerate())
+    yield
+    eventually(lambda: not [each for each in set(threading.enumerate()) - before if each.name.startswith("otel-mlops")])
+
+
 @pytest.fixture
 def metrics():
     """A telemetry of the test's own, on a machine whose values are known."""
@@ -279,8 +288,7 @@ class TestPrometheusMetrics:
     @pytest.mark.parametrize("columns", [1, 3])
     def test_a_batch_may_be_an_array(self, metrics, columns):
         """The rows of an array are counted; its values too, where there is one a row."""
-        numpy = pytest.importorskip("numpy")
-        metrics.record_batch_prediction(numpy.ones((4, columns)), duration_ms=1, model_version="v1")
+        metrics.record_batch_prediction(np.ones((4, columns)), duration_ms=1, model_version="v1")
         page = collect(metrics)
         assert page.value("predictions_total", prediction_type="batch") == 4
         assert ("prediction_values_count" in page.names()) is (columns == 1)

@@ -101,6 +101,12 @@ def request_threads() -> int:
     return sum(thread.name == REQUEST_THREAD for thread in threading.enumerate())
 
 
+@pytest.fixture(autouse=True)
+def nobody_is_served():
+    """Each test begins when the requests of those before it have ended."""
+    eventually(lambda: request_threads() == 0)
+
+
 # --- What it answers ---------------------------------------------------------------------------------------
 
 
@@ -458,7 +464,6 @@ def test_a_process_without_threads_goes_on_without_the_page(monkeypatch, caplog)
     page_server.stop(PATIENCE_S)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="limits are POSIX")
 def test_a_process_out_of_files_does_not_spin_and_serves_again():
     """Without a file descriptor for a client the server waits instead of burning a CPU, says so once, and recovers."""
     script = """
@@ -593,7 +598,6 @@ def test_it_starts_and_stops_any_number_of_times():
         assert not page_server.serving.is_set()
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_child_does_not_hold_the_port():
     """While a child lives that was forked as the page was served, the port is free once the parent has stopped."""
     reading, writing = os.pipe()

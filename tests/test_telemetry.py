@@ -75,9 +75,12 @@ def listens(port: int) -> bool:
         return client.connect_ex(("127.0.0.1", port)) == 0
 
 
+_before: set[threading.Thread] = set()
+
+
 def our_threads() -> list[str]:
-    """The names of the threads that a telemetry has."""
-    names = (thread.name for thread in threading.enumerate())
+    """The names of the threads that this test's telemetry has."""
+    names = (thread.name for thread in threading.enumerate() if thread not in _before)
     return sorted(name for name in names if name.startswith(("otel-mlops", "APScheduler")))
 
 
@@ -90,12 +93,15 @@ def telemetry() -> Iterator[Telemetry]:
 
 @pytest.fixture(autouse=True)
 def unconfigured(monkeypatch) -> Iterator[None]:
-    """Each test begins in a process that is not configured, and ends what it has configured."""
+    """Each test begins in a process that is not configured, and leaves no telemetry and none of its threads."""
+    _before.clear()
+    _before.update(threading.enumerate())
     monkeypatch.setattr(current, "telemetry", None)
     monkeypatch.setattr(current, "objects", {})
     yield
     if current.telemetry is not None:
         current.telemetry.shutdown()
+    eventually(lambda: not our_threads())
 
 
 # --- One handle --------------------------------------------------------------------------------------------
@@ -299,6 +305,37 @@ async def test_with_an_app_nothing_starts_before_its_lifespan():
         assert listens(port)
     assert not listens(port)
     eventually(lambda: not our_threads())
+
+
+async def test_the_next_lifespan_begins_again(tmp_path):
+    """Stopped by the end of a lifespan it leaves no thread, port or file, and the next serves the counts so far."""
+    app, port = FastAPI(), free_port()
+    handle = configure_telemetry(
+        app, port=port, set_global=False, host="127.0.0.1", start_monitoring=False, state_dir=tmp_path
+    )
+    for count in (1, 2, 3):
+        async with serving(app):
+            assert get_telemetry() is handle
+            assert listens(port)
+            handle.record_error("ValueError", "/predict")
+            await ask(app, "GET", "/nowhere")
+            assert collect(handle).value("errors_total") == count
+            assert collect(handle).value("api_requests_total", endpoint="unmatched") == count
+        assert not listens(port)
+        eventually(lambda: not our_threads())
+        assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_stopping_what_has_not_started_does_nothing(telemetry):
+    """stop() before start(), or twice, is no mistake, and start() begins afterwards all the same."""
+    telemetry.stop()
+    telemetry.start()
+    telemetry.stop()
+    telemetry.stop()
+    telemetry.start()
+    assert our_threads()
+    telemetry.shutdown()
+    telemetry.stop()
 
 
 async def test_without_a_lifespan_it_starts_with_the_first_request():
@@ -639,7 +676,6 @@ def test_pickled_with_an_app_it_is_the_same_here_and_configured_anew_elsewhere(t
     assert said == "9123 staging\n"
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_child_starts_at_nothing_and_holds_nothing():
     """A child of a started telemetry counts for itself, leaves the parent's counts and port alone, even after it."""
     script = """
