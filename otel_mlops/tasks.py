@@ -14,7 +14,7 @@ import inspect
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Future, wait
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -76,16 +76,18 @@ class Tasks:
                 return
             task = _Task(self._instruments, func, interval_seconds, task_name, is_due)
             self._tasks[task_name] = task
-            if self._running:
-                self._add(task)
+            scheduler = self._open_scheduler() if self._running else None
+        self._add(scheduler, [task])
 
     def start(self) -> None:
         """Begin to run the tasks; does nothing while they run."""
         with self._lock:
-            if not self._running:
-                self._running = True
-                for task in self._tasks.values():
-                    self._add(task)
+            if self._running:
+                return
+            self._running = True
+            tasks = list(self._tasks.values())
+            scheduler = self._open_scheduler() if tasks else None
+        self._add(scheduler, tasks)
 
     def stop(self, timeout_s: float) -> bool:
         """Begin no more runs, wait at most `timeout_s` for those under way, and say whether all have ended.
@@ -118,14 +120,21 @@ class Tasks:
         for task in self._tasks.values():
             task.forget_run()
 
-    def _add(self, task: _Task) -> None:
-        """Let the scheduler, which is made for the first task, tell when this one is due."""
-        from apscheduler.triggers.interval import IntervalTrigger
-
+    def _open_scheduler(self) -> Any:
         if self._scheduler is None:
             self._scheduler = _start_scheduler()
-        if self._scheduler is not None:
-            self._scheduler.add_job(
+        return self._scheduler
+
+    def _add(self, scheduler: Any, tasks: Iterable[_Task]) -> None:
+        """Let the scheduler tell when tasks are due.
+
+        Without our lock: the scheduler's thread holds a lock of its own when it comes for ours to begin a run,
+        and adding a job waits for that one.
+        """
+        from apscheduler.triggers.interval import IntervalTrigger
+
+        for task in tasks if scheduler is not None else ():
+            scheduler.add_job(
                 self._begin_run,
                 IntervalTrigger(seconds=task.interval_s, timezone=UTC),
                 args=(task,),

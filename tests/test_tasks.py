@@ -519,3 +519,18 @@ def test_a_name_that_was_refused_is_still_free(scheduled, tasks):
     tasks.schedule(lambda: None, SELDOM_S, "check")
     tasks.start()
     eventually(lambda: scheduled.runs("check") == 1)
+
+
+def test_adding_a_task_while_another_is_due_waits_for_nobody(scheduled, tasks):
+    """The scheduler's thread, which holds its lock while it begins a run, and one that adds tasks do not meet."""
+    tasks.start()
+    added = threading.Event()
+
+    def add_many() -> None:
+        for number in range(200):
+            tasks.schedule(lambda: None, OFTEN_S, f"task {number}")
+        added.set()
+
+    threading.Thread(target=add_many, daemon=True).start()
+    assert added.wait(20)
+    eventually(lambda: scheduled.runs("task 199") >= 1)

@@ -36,6 +36,8 @@ class PageServer:
         self._page = page
         self._host = host
         self._wanted_port = port
+        self.port = port
+        """The port it listens on, or has listened on last; before that the one it would like to have."""
         self._begin()
 
     def _begin(self) -> None:
@@ -46,12 +48,6 @@ class PageServer:
         self._connections = _Connections()
         self._page_fails = False
         self.serving = threading.Event()
-
-    @property
-    def port(self) -> int:
-        """The port it listens on, or would like to."""
-        listener = self._listener
-        return self._wanted_port if listener is None else int(listener.getsockname()[1])
 
     @property
     def url(self) -> str:
@@ -113,6 +109,7 @@ class PageServer:
     def _listen(self) -> None:
         try:
             self._listener = _bind(self._host, self._wanted_port)
+            self.port = self._listener.getsockname()[1]
         except (OSError, OverflowError, UnicodeError) as error:
             self._say(error)
             return

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -129,7 +130,14 @@ def test_a_service_that_is_killed_frees_its_port_for_the_next(tmp_path):
 
 FULL = "mount -t tmpfs -o size=64k tmpfs /dev/shm && head -c 64k /dev/zero > /dev/shm/somebody-elses"
 GETS_FULL = "mount -t tmpfs -o size=128k tmpfs /dev/shm"
-READ_ONLY = "mount -o remount,bind,ro / && mount -t tmpfs -o ro tmpfs /dev/shm && mount -t tmpfs -o ro tmpfs /tmp"
+READ_ONLY = """
+mount -o remount,bind,ro /
+mount -t tmpfs -o ro tmpfs /dev/shm
+for folder in /tmp /var/tmp; do
+    if mountpoint -q $folder; then mount -o remount,bind,ro $folder; fi
+done
+cd /
+"""
 TAKEN = "mount -t tmpfs tmpfs /dev/shm && mkdir -m 700 /dev/shm/otel_mlops-0 && chown 54321 /dev/shm/otel_mlops-0"
 OPEN = "mount -t tmpfs tmpfs /dev/shm && mkdir /dev/shm/otel_mlops-0 && chmod 777 /dev/shm/otel_mlops-0"
 LINKED = "mount -t tmpfs tmpfs /dev/shm && mkdir -m 700 /dev/shm/trap && ln -s /dev/shm/trap /dev/shm/otel_mlops-0"
@@ -164,7 +172,7 @@ def test_where_there_is_no_shared_memory_a_file_takes_its_place():
     """Without /dev/shm the ledger lies in the folder for temporary files, and nothing need be said."""
     said, log = record(mounts="mount -t tmpfs tmpfs /dev && mknod -m 666 /dev/null c 1 3 && mknod /dev/urandom c 1 9")
     assert has_everything(said)
-    assert said["ledger"].startswith("/tmp/otel_mlops-")
+    assert Path(said["ledger"]).parent == Path(tempfile.gettempdir()) / f"otel_mlops-{os.getuid()}"
     assert log == ""
 
 
