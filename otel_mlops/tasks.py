@@ -131,9 +131,11 @@ class Tasks:
         Without our lock: the scheduler's thread holds a lock of its own when it comes for ours to begin a run,
         and adding a job waits for that one.
         """
+        if scheduler is None:
+            return
         from apscheduler.triggers.interval import IntervalTrigger
 
-        for task in tasks if scheduler is not None else ():
+        for task in tasks:
             scheduler.add_job(
                 self._begin_run,
                 IntervalTrigger(seconds=task.interval_s, timezone=UTC),
