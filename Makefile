@@ -8,13 +8,16 @@ RUN := $(VENV)/bin/python -m
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help test test-servers lint types demo bench servers render clean
+.PHONY: help test test-stress test-servers lint types demo bench servers render clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
 
 test: $(VENV)/.with-test ## the unit tests, without servers (under a minute)
-	$(RUN) pytest --ignore=tests/servers
+	$(RUN) pytest --ignore=tests/servers -m "not stress"
+
+test-stress: $(VENV)/.with-test ## threads, signals and long random calls against one another
+	$(RUN) pytest --ignore=tests/servers -m stress
 
 test-servers: $(VENV)/.with-test ## the tests with the real servers; run `make servers` once before
 	$(RUN) pytest tests/servers

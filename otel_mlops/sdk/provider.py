@@ -11,6 +11,10 @@ import logging
 import math
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+
+# The stock SDK's fork hook runs a thread pool. Its module must have registered its own hook, which frees the
+# pool's lock in a child, before the provider registers that one: else a child would wait for itself for ever.
+# X from concurrent.futures import thread as _thread  # noqa: F401
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -131,8 +135,7 @@ class MeterProvider(sdk.MeterProvider):
                 series.attributes,
                 math.fsum(series.read()[:-1]) if stream.kind == "histogram" else series.read()[0],
             )
-            for stream in self.streams()
-            if stream.row is row
+            for stream in [each for each in self.streams() if each.row is row][:1]  # views may have made more of it
             for series in stream.living()
         ]
 

@@ -418,6 +418,33 @@ def test_forks_while_everything_is_going_on(open_provider: OpenProvider, reader:
     assert totals(provider, DROPPED.name) == [[float(sum(added))]]
 
 
+FORKS_AFTER_A_POOL = """
+import os, sys
+from pathlib import Path
+from opentelemetry.sdk.resources import Resource
+from otel_mlops.sdk.provider import MeterProvider
+provider = MeterProvider(resource=Resource({}))
+counter = provider.get_meter("m").create_counter("c")
+from concurrent.futures import ThreadPoolExecutor
+with ThreadPoolExecutor() as pool:
+    pool.submit(counter.add, 1).result()
+pid = os.fork()
+counter.add(1)
+if pid:
+    assert os.waitpid(pid, 0)[1] == 0
+"""
+
+
+def test_a_thread_pool_before_the_fork_does_not_stop_the_child():
+    """A child of a process that has used a thread pool since it made its provider is born, and ends."""
+    with subprocess.Popen([sys.executable, "-c", FORKS_AFTER_A_POOL], start_new_session=True) as forking:
+        try:
+            assert forking.wait(A_LONG_TIME_S) == 0
+        finally:
+            if forking.returncode is None:
+                os.killpg(forking.pid, signal.SIGKILL)
+
+
 # --- The end of a child, and of a parent --------------------------------------------------------------------
 
 CHILD_EXITS = """
