@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 # The stock SDK's fork hook runs a thread pool. Its module must have registered its own hook, which frees the
 # pool's lock in a child, before the provider registers that one: else a child would wait for itself for ever.
-# X from concurrent.futures import thread as _thread  # noqa: F401
+from concurrent.futures import thread as _thread  # noqa: F401
 from functools import partial
 from typing import TYPE_CHECKING, Any
 

@@ -56,8 +56,8 @@ class Unborn:
         return 0.0
 
     def __setitem__(self, index: object, amount: float) -> None:
-        cells = self._series.join()
-        cells[index] += amount
+        if not self._series.join(index, amount):
+            self._series.cells[index] += amount
 
 
 class Series:
@@ -79,8 +79,11 @@ class Series:
         self.born_ns = 0
         self.cells: Cells = Unborn(self)
 
-    def join(self) -> Cells:
-        """Take cells in the ledger, unless another thread has just done so, and return them."""
+    def join(self, index: Any = None, first: float = 0.0) -> bool:
+        """Take cells in the ledger, and return whether that was done: another thread may just have done so.
+
+        The first number stands in its cell before the series can be seen: no page shows a newborn gauge at 0.
+        """
         stream = self.stream
         with stream.ledger.lock:
             found = self.place
@@ -89,12 +92,14 @@ class Series:
                 description = [stream.number(), [*map(list, self.attributes.items())], born_ns]
                 place = stream.ledger.append(SERIES, description, self.size)
                 cells = self._shape(place.cells)
+                if index is not None:
+                    cells[index] = first
                 if self.place is None:
                     self.born_ns, self.place, self.cells = born_ns, place, cells
                     stream.keep(self)
-                else:  # a signal handler has recorded into this very series meanwhile
-                    stream.ledger.forget(place)
-            return self.cells
+                    return True
+                stream.ledger.forget(place)  # a signal handler has recorded into this very series meanwhile
+            return False
 
     def leave(self) -> None:
         """Give the cells up: nobody reads them any more, and the next record begins at nothing."""
@@ -159,8 +164,8 @@ class _UnbornGauge(Unborn):
     __slots__ = ()
 
     def __setitem__(self, index: object, amount: float) -> None:
-        cells = self._series.join()
-        cells[index] = amount
+        if not self._series.join(index, amount):
+            self._series.cells[index] = amount
 
 
 class GaugeSeries(Series):

@@ -409,6 +409,8 @@ def test_readers_get_the_same_exemplars(
                 said[-1].append(exemplars_of(reader.get_metrics_data()))
                 continue
             current, given_, value = call
+            if exemplar_filter is sdk.AlwaysOnExemplarFilter and current < 2:
+                current += 2  # without a span the stock SDK tells that of the value before
             token = otel_context.attach(context_of(current) or Context())
             histogram.record(value, {"a": "b"}, context=context_of(given_))
             otel_context.detach(token)
