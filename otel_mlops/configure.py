@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.metrics.export import MetricReader
     from opentelemetry.sdk.metrics.view import View
     from prometheus_client import CollectorRegistry
+
+
+_NOBODY = "unknown_service"
+"""OpenTelemetry's name for a service that has none."""
 
 
 class _Current:
@@ -60,9 +65,16 @@ def configure_telemetry(
     Errors:  TypeError or ValueError for a setting, naming the argument or variable, its value and what was
              expected; RuntimeError if the process is configured otherwise already, naming the differences.
     """
-    title = getattr(app, "title", None)
-    fallback = title if title and title != "FastAPI" else _script_name()  # nobody has chosen that title
-    chosen = Settings.from_env(fallback_service_name=fallback, **settings)
+    if app is not None and not hasattr(app, "build_middleware_stack"):
+        msg = f"app is {app!r:.100}, expected a FastAPI or Starlette application"
+        raise TypeError(msg)
+    _check_objects(registry, views, metric_readers)
+    chosen = Settings.from_env(fallback_service_name=_NOBODY, **settings)
+    if chosen.service_name == _NOBODY:
+        known = current.telemetry
+        chosen = replace(
+            chosen, service_name=_service_name(app, None if known is None or known.is_shut_down else known)
+        )
     telemetry = configure(chosen, registry=registry, views=views, metric_readers=metric_readers)
     if app is not None:
         telemetry.instrument_app(app)
@@ -118,6 +130,27 @@ def _words(view: Any) -> object:
 # Where an application that holds the telemetry is unpickled, it is configured anew: threads and sockets do not
 # travel, the settings do.
 copyreg.pickle(Telemetry, lambda telemetry: (configure, (telemetry.settings,)))
+
+
+def _check_objects(registry: Any, views: Any, metric_readers: Any) -> None:
+    from opentelemetry.sdk.metrics.export import MetricReader
+    from opentelemetry.sdk.metrics.view import View
+
+    if registry is not None and not all(hasattr(registry, verb) for verb in ("register", "collect")):
+        msg = f"registry is {registry!r:.100}, expected a prometheus_client CollectorRegistry"
+        raise TypeError(msg)
+    for name, given, kind in (("views", views, View), ("metric_readers", metric_readers, MetricReader)):
+        if not isinstance(given, Sequence) or not all(isinstance(each, kind) for each in given):
+            msg = f"{name} is {given!r:.100}, expected a sequence of {kind.__name__}s"
+            raise TypeError(msg)
+
+
+def _service_name(app: Any, known: Telemetry | None) -> str:
+    """What a service is called that nobody has named: as it is already, else by its app, else by its script."""
+    if known is not None:
+        return known.settings.service_name
+    title = getattr(app, "title", None)
+    return title if isinstance(title, str) and title not in ("", "FastAPI") else _script_name()
 
 
 def _script_name() -> str:

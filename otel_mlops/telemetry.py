@@ -77,7 +77,7 @@ class Telemetry(Verbs):
         self._page = PageReader(registry=registry)
         self.meter_provider = MeterProvider(
             (self._page, *metric_readers),
-            Resource.create(dict(settings.resource)),
+            _resource(settings),
             exemplar_filter(settings.exemplar_filter),
             shutdown_on_exit=False,
             views=views,
@@ -232,9 +232,12 @@ class Telemetry(Verbs):
         left_s = max(0.1, deadline - time.monotonic())
         calls: list[Callable[[], object]] = [partial(self._server.stop, left_s)]
         if push is not None:
+            # Its end is its last export.
             calls.append(partial(self.meter_provider.remove_metric_reader, push))
-        calls.append(partial(self.force_flush, left_s))
+        if self.tracer_provider is not None:
+            calls.append(partial(self.tracer_provider.force_flush, int(left_s * 1e3)))
         call_within(left_s, *calls)
+        self.meter_provider.force_flush(max(0.1, deadline - time.monotonic()) * 1e3)
         self.meter_provider.ledger.close()
 
     def shutdown(self, timeout_s: float = EXIT_TIMEOUT_S) -> None:
@@ -364,6 +367,15 @@ def _missing(fault: str) -> Source:
         raise ImportError(fault)
 
     return read
+
+
+def _resource(settings: Settings) -> Resource:
+    try:
+        return Resource.create(dict(settings.resource))
+    except RuntimeError:
+        # It looks around in threads, and there may be no more to be had.
+        _logger.warning("the resource is what the settings say alone: no thread can be started")
+        return Resource(dict(settings.resource))
 
 
 def _at_fork(telemetry: Telemetry) -> None:

@@ -37,6 +37,7 @@ from otel_mlops.metrics import API_REQUESTS, PREDICTION_DURATION
 from otel_mlops.otlp import call_within, open_metric_reader, open_tracer_provider, wire
 from otel_mlops.sdk.provider import MeterProvider
 from otel_mlops.settings import Settings
+from otel_mlops.testing import fresh_telemetry
 
 DELTA = AggregationTemporality.AGGREGATION_TEMPORALITY_DELTA
 CUMULATIVE = AggregationTemporality.AGGREGATION_TEMPORALITY_CUMULATIVE
@@ -876,3 +877,18 @@ class TestContract:
         assert isinstance(waiting, collections.deque)
         assert waiting.maxlen == 700
         assert processor._batch_processor._worker_thread.daemon
+
+
+@pytest.mark.parametrize("end", ["stop", "shutdown"])
+def test_what_was_recorded_last_is_pushed_at_the_end(collector: Collector, end: str):
+    """The end of a service pushes what no interval has pushed yet, and so does its next end after a new start."""
+    with fresh_telemetry(metrics_exporter="otlp", metrics_endpoint=collector.url, traces_endpoint=None) as telemetry:
+        telemetry.start()
+        telemetry.record_error("ValueError", "/predict")
+        getattr(telemetry, end)()
+        assert collector.metrics()["errors"].sum.data_points[0].as_double == 1
+        if end == "stop":
+            telemetry.start()
+            telemetry.record_error("ValueError", "/predict")
+            telemetry.stop()
+            assert collector.metrics()["errors"].sum.data_points[0].as_double == 2

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 
+_PATIENCE_S = 5.0
+"""How long a scrape waits for another one's rendering."""
+
 
 class Page(NamedTuple):
     """What a scrape is answered with."""
@@ -52,6 +55,8 @@ class PageReader(PrometheusMetricReader):
 
     def _begin(self) -> None:
         self._lock = RLock()
+        self._is_rendering = False
+        self._last: dict[str, Page] = {}
         self._families: dict[str, Family] = {}
         self._owners: dict[str, Family] = {}
         self._homes: dict[Stream, Family | None] = {}
@@ -63,22 +68,44 @@ class PageReader(PrometheusMetricReader):
         self._begin()
 
     def page(self, accept: str | None = None) -> Page:
-        """Render the page in the format that the Accept header prefers; what fails is left out, never raised."""
+        """Render the page in the format that the Accept header prefers; what fails is left out.
+
+        Errors:  TimeoutError while another rendering does not end, as a callback of the service hangs.
+        """
         content_type = choose_format(accept)
+        if not self._lock.acquire(timeout=_PATIENCE_S):
+            msg = "another rendering of the page does not end: a callback of an observable instrument hangs"
+            raise TimeoutError(msg)
+        try:
+            if not self._is_rendering:
+                self._is_rendering = True
+                try:
+                    self._last[content_type] = self._render(content_type)
+                finally:
+                    self._is_rendering = False
+            # Else asked for in the middle of itself, by a callback or a signal handler.
+            return self._last.get(content_type, Page(b"# EOF\n" * (content_type == OPENMETRICS), content_type))
+        finally:
+            self._lock.release()
+
+    def force_flush(self, timeout_millis: float = 10_000) -> bool:
+        """Do nothing: the page is made when somebody asks for it."""
+        return True
+
+    def _render(self, content_type: str) -> Page:
         openmetrics = content_type == OPENMETRICS
         started = time.perf_counter()
         parts: list[bytes] = []
         count = 0
-        with self._lock:
-            for family in self._refresh():
-                try:
-                    lines = family.write(openmetrics=openmetrics)
-                except Exception as error:
-                    self._tell(f"{family.name} could not be rendered and is left out: {error!r}")
-                    continue
-                parts.append(family.head(openmetrics=openmetrics).encode("utf-8", "replace"))
-                parts += lines
-                count += len(lines)
+        for family in self._refresh():
+            try:
+                lines = family.write(openmetrics=openmetrics)
+            except Exception as error:
+                self._tell(f"{family.name} could not be rendered and is left out: {error!r}")
+                continue
+            parts.append(family.head(openmetrics=openmetrics).encode("utf-8", "replace"))
+            parts += lines
+            count += len(lines)
         parts.append(self._of_others(openmetrics=openmetrics))
         if openmetrics:
             parts.append(b"# EOF\n")

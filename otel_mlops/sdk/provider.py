@@ -120,7 +120,9 @@ class MeterProvider(sdk.MeterProvider):
         """The instrument of a row of the catalogue, the same each time."""
         found = self._rows.get(row.name)
         if found is None:
-            found = self._rows[row.name] = self.get_meter(SCOPE).instrument(row)
+            # After the end, quietly: a service that is still recording has done nothing wrong.
+            meter = DisabledMeter(SCOPE) if self._shutdown else self.get_meter(SCOPE)
+            found = self._rows[row.name] = meter.instrument(row)
         return found
 
     @property
@@ -148,8 +150,11 @@ class MeterProvider(sdk.MeterProvider):
         return self._consumer.observe(reader, timeout_s * 1e3)
 
     def forget(self, attributes: Mapping[str, Any]) -> int:
-        """Remove the series that carry all of these attributes, in every metric, and return how many."""
-        gone = sum(stream.forget(attributes) for stream in self.streams())
+        """Remove the series that carry all of these attributes, in every metric, and return how many.
+
+        What is in progress stays until it is forgotten again.
+        """
+        gone = sum(stream.forget(attributes, spare_busy=True) for stream in self.streams())
         with self._meter_lock:
             meters = list(self._meters.values())
         for meter in meters:
@@ -171,9 +176,18 @@ class MeterProvider(sdk.MeterProvider):
         self._metric_readers = [*self._metric_readers, metric_reader]
 
     def remove_metric_reader(self, metric_reader: MetricReader) -> None:
-        """Remove a reader and shut it down."""
+        """Shut a reader down, and remove it; the stock SDK removes it first, and loses its last collection."""
+        with self._all_metric_readers_lock:
+            if metric_reader not in self._all_metric_readers:
+                _logger.warning("%s is not registered", metric_reader)
+                return
+            self._all_metric_readers.remove(metric_reader)
         self._metric_readers = [each for each in self._metric_readers if each is not metric_reader]
-        super().remove_metric_reader(metric_reader)
+        try:
+            metric_reader.shutdown()
+        finally:
+            self._consumer.remove_metric_reader(metric_reader)
+            metric_reader._set_collect_callback(None)
 
     def force_flush(self, timeout_millis: float = 10_000) -> bool:
         """Let every reader collect and export; False if one failed or the time ran out. Never raises."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from otel_mlops.web import conventions
-from otel_mlops.web.exchange import ASGIApp
+from otel_mlops.web.exchange import ASGIApp, Witness
 from otel_mlops.web.pages import HealthWhereNothingMatched, MetricsPage
 from otel_mlops.web.requests import RequestMetrics, Telemetry
 from otel_mlops.web.routes import flattened, match
@@ -79,11 +80,12 @@ class _Stack:
 
     def __call__(self) -> Any:
         app = self._app
-        stack = type(app).build_middleware_stack(app) if self._before is None else self._before()
         self._add_pages()
         if self.telemetry.settings.disabled:
             # Only the pages: what probes the health finds it all the same.
-            return stack
+            return self._build()
+        with _witness(app):
+            stack = self._build()
         hides = self._hides_from_fastapi or getattr(app, "_is_instrumented_by_opentelemetry", False)
         if app.build_middleware_stack is self or not hasattr(stack, "app"):
             return RequestMetrics(stack, self.telemetry, hides)
@@ -91,6 +93,10 @@ class _Stack:
         # keeps what is below it.
         stack.app = RequestMetrics(stack.app, self.telemetry, hides)
         return stack
+
+    def _build(self) -> Any:
+        """Build the middleware as it would be without us."""
+        return type(self._app).build_middleware_stack(self._app) if self._before is None else self._before()
 
     def _add_pages(self) -> None:
         """Add our pages now that the application's routes are there, without shadowing one of them."""
@@ -127,3 +133,18 @@ class _Stack:
             router.default = HealthWhereNothingMatched(self.telemetry, path, otherwise)
         probe = {"type": "http", "method": "GET", "path": path, "root_path": "", "headers": []}
         return match(router.routes, probe) is None
+
+
+@contextmanager
+def _witness(app: Any) -> Iterator[None]:
+    """Have a witness built into the middleware where one of the user's, `@app.middleware("http")`, needs it."""
+    from starlette.middleware import Middleware
+    from starlette.middleware.base import BaseHTTPMiddleware
+
+    users = app.user_middleware
+    if any(isinstance(each.cls, type) and issubclass(each.cls, BaseHTTPMiddleware) for each in users):
+        app.user_middleware = [*users, Middleware(Witness)]
+    try:
+        yield
+    finally:
+        app.user_middleware = users

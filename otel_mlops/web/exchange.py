@@ -31,13 +31,17 @@ _OTHER = "_OTHER"
 
 
 class Exchange:
-    """Watches the messages of one request and counts it: once, right before the last of them is passed on."""
+    """Watches the messages of one request and counts it: once, right before the last of them is passed on.
+
+    A request is one error at most: several layers may report the same fault, each in its own words.
+    """
 
     __slots__ = (
         "_around",
-        "_error",
+        "_cause",
         "_headers",
         "_in_progress",
+        "_is_error",
         "_is_finished",
         "_is_gone",
         "_lost",
@@ -67,8 +71,8 @@ class Exchange:
         self._status: int | None = None
         self._headers: Any = ()
         self._received = self._sent = 0.0
-        self._is_finished = self._is_gone = False
-        self._error: BaseException | None = None
+        self._is_finished = self._is_gone = self._is_error = False
+        self._cause: str | None = None
         self._lost: OSError | None = None
         # Whoever calls the application in an `except` block handles an exception that is not ours.
         self._around = sys.exception()
@@ -95,7 +99,17 @@ class Exchange:
             if not message.get("more_body", False):
                 self.finish()
         elif kind == "http.response.start":
-            message = self._begin(message)
+            self._headers = message.get("headers", ())
+            if not (self._is_gone or self._is_finished):
+                self._status = status = message["status"]
+                if status >= 500:
+                    self.see()
+                    if self._cause is not None:
+                        self._count_error(self._cause)
+            timing_header = self._metrics.timing_header
+            if timing_header is not None:
+                seconds = b"%.6f" % (perf_counter() - self._started)
+                message = {**message, "headers": [*self._headers, (timing_header, seconds)]}
         elif kind == "http.response.pathsend":
             self._sent = _content_length(self._headers)
             self.finish()
@@ -107,44 +121,31 @@ class Exchange:
             self._is_gone = True
             raise
 
-    def _begin(self, message: Message) -> Message:
-        """Note the status of the answer that begins now, and what made it an error."""
-        self._headers = message.get("headers", ())
-        if not (self._is_gone or self._is_finished):
-            status = message["status"]
-            if status < 500:
-                self._status = status
-            else:
-                self._note_server_error(status)
-        timing_header = self._metrics.timing_header
-        if timing_header is None:
-            return message
-        seconds = b"%.6f" % (perf_counter() - self._started)
-        return {**message, "headers": [*self._headers, (timing_header, seconds)]}
+    def see(self) -> None:
+        """Note the class of the exception that an answer of 500 and above is made of, if it can be seen.
 
-    def _note_server_error(self, status: int) -> None:
-        # Frameworks answer an exception while they handle it, so it can be seen from here: an HTTPException,
-        # what a handler of the user's made an answer of, and an unhandled one before its 500 is passed on.
+        Frameworks answer an exception while they handle it, so it can be seen from where they answer: an
+        HTTPException, what a handler of the user's made an answer of, and an unhandled one before its 500.
+        """
         error = sys.exception()
-        if error is self._around:
-            error = None
-        self._status = status
-        self._error = error
-        name = NO_CLASS if error is None else type(error).__name__
-        self._metrics.count_error(name, self._scope, status)
+        if error is not None and error is not self._around:
+            self._cause = type(error).__name__
 
     def fail(self, error: BaseException) -> None:
-        """Count an exception that nobody handled: once, and not if it only says that the client left."""
-        if error is self._error:
-            return
+        """Count an exception that nobody handled, unless it only says that the client left."""
         if error is self._lost or client_left(error) or not isinstance(error, Exception):
             # What is no Exception ends the task (a cancellation, an exit): nobody is answered.
             self._is_gone = True
             return
-        self._error = error
         if self._status is None and not self._is_gone:
             self._status = 500
-        self._metrics.count_error(type(error).__name__, self._scope, self._status)
+        self._count_error(type(error).__name__)
+
+    def _count_error(self, error_type: str) -> None:
+        """Count the request as an error; only the first call does, however many layers report the same fault."""
+        if not self._is_error:
+            self._is_error = True
+            self._metrics.count_error(error_type, self._scope, self._status)
 
     def finish(self) -> None:
         """Count the request; only the first call does."""
@@ -157,8 +158,10 @@ class Exchange:
             status = CLIENT_CLOSED
             if not self._is_gone:
                 # The application returned without a word, and its server answers for it.
-                status = 500
-                metrics.count_error(NO_CLASS, self._scope, status)
+                self._status = status = 500
+        if status >= 500:
+            # Not when it began: an exception that ends the request before its answer does tells the class.
+            self._count_error(NO_CLASS)
         key = method, metrics.templates.of(self._scope, status)
         series = metrics.series.get(key) or metrics.bind_series(*key)
         (series.by_status.get(status) or series.bind_status(status)).add(1.0)
@@ -177,7 +180,7 @@ class Exchange:
     def close(self) -> None:
         """Count what was not answered to the end, and let go of what would make a cycle."""
         self.finish()
-        del self._scope, self._error, self._lost
+        del self._scope, self._lost
 
 
 def client_left(error: BaseException) -> bool:
@@ -195,3 +198,27 @@ def _content_length(headers: Any) -> int:
         if name.lower() == b"content-length" and value.isdigit():
             return int(value)
     return 0
+
+
+class Witness:
+    """The innermost middleware, for an application with one that runs what it wraps in a task of its own.
+
+    From outside of that task nobody sees which exception an answer is made of; from here it can be seen.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the application, and tell its exchange what it sees."""
+        exchange = scope.get(EXCHANGE)
+        if not isinstance(exchange, Exchange):
+            await self.app(scope, receive, send)
+            return
+
+        async def see_and_send(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] >= 500:
+                exchange.see()
+            await send(message)
+
+        await self.app(scope, receive, see_and_send)

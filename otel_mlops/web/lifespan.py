@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 from collections import Counter
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from otel_mlops.web.exchange import ASGIApp, Message, Receive, Send
 from otel_mlops.web.routes import Scope
+from otel_mlops.web.threads import call_beside_the_loop
 
 if TYPE_CHECKING:
     from otel_mlops.web.requests import Telemetry
@@ -28,7 +30,7 @@ _open: Counter[int] = Counter()
 
 async def start(telemetry: Telemetry) -> None:
     """Start a telemetry, unless it has started already."""
-    await _beside_the_loop(START_TIMEOUT_S, telemetry.start)
+    await _call(START_TIMEOUT_S, telemetry.start)
 
 
 async def live(telemetry: Telemetry, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
@@ -54,7 +56,7 @@ async def live(telemetry: Telemetry, app: ASGIApp, scope: Scope, receive: Receiv
 
     async def end_and_send(message: Message) -> None:
         if message["type"] in _ENDS and leave():
-            await _beside_the_loop(STOP_TIMEOUT_S + 1.0, telemetry.stop, STOP_TIMEOUT_S)
+            await _call(STOP_TIMEOUT_S + 1.0, telemetry.stop, STOP_TIMEOUT_S)
         await send(message)
 
     try:
@@ -79,22 +81,9 @@ def _leave(telemetry: Telemetry) -> bool:
         return True
 
 
-async def _beside_the_loop(timeout_s: float, function: Callable[..., object], *arguments: object) -> None:
-    """Run a function in a thread, and go on without it if it takes too long or fails."""
-    import anyio
-
-    name = getattr(function, "__qualname__", repr(function))
-
-    def run() -> None:
-        try:
-            function(*arguments)
-        except Exception:
-            _logger.exception("%s failed; the application goes on", name)
-
-    # A daemon, which the threads of the pool are not: what hangs must not keep the process from exiting.
-    thread = threading.Thread(target=run, name="otel-mlops-lifespan", daemon=True)
-    thread.start()
-    # A limiter of its own: endpoints may have taken all of the pool's.
-    await anyio.to_thread.run_sync(thread.join, timeout_s, limiter=anyio.CapacityLimiter(1))
-    if thread.is_alive():
-        _logger.warning("%s takes longer than %g s; the application goes on", name, timeout_s)
+async def _call(timeout_s: float, function: Callable[..., object], *arguments: object) -> None:
+    """Call a function beside the loop; the application goes on without it if it fails or takes too long."""
+    try:
+        await call_beside_the_loop(functools.partial(function, *arguments), timeout_s)
+    except Exception:
+        _logger.exception("The telemetry's %s failed; the application goes on", getattr(function, "__name__", ""))

@@ -11,11 +11,15 @@ from typing import Any, TypeVar
 from otel_mlops.web.exchange import EXCHANGE, ASGIApp, Exchange, Receive, Send
 from otel_mlops.web.requests import Telemetry
 from otel_mlops.web.routes import Scope, route_path
+from otel_mlops.web.threads import call_beside_the_loop
 
 _logger = logging.getLogger(__name__)
 
+TIMEOUT_S = 10.0
+"""How long a client waits for a page or a health: as long as Prometheus does, if it is not told otherwise."""
+
 _AT_A_TIME = 4
-"""How many pages and healths are made at a time; more wait, however many clients ask."""
+"""How many pages, and how many healths, are made at a time; more wait, however many clients ask."""
 
 _METHODS = ("GET", "HEAD")
 
@@ -34,7 +38,7 @@ class MetricsPage:
         _withdraw(scope)
         accept = b", ".join(value for name, value in scope["headers"] if name == b"accept").decode("latin-1")
         try:
-            page = await _beside_the_loop(functools.partial(self._telemetry.page, accept=accept or None))
+            page = await _make("page", functools.partial(self._telemetry.page, accept=accept or None))
         except Exception:
             _logger.exception("The page could not be made")
             await _answer(scope, send, 503, "text/plain; charset=utf-8", b"The page could not be made.\n")
@@ -61,7 +65,7 @@ class HealthWhereNothingMatched:
             return
         _withdraw(scope)
         try:
-            health = await _beside_the_loop(self._telemetry.health)
+            health = await _make("health", self._telemetry.health)
             is_healthy = all(health["components"].values())
             body = json.dumps(dict(health)).encode()
         except Exception:
@@ -87,22 +91,21 @@ async def _answer(scope: Scope, send: Send, status: int, content_type: str, body
     await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
 
-async def _beside_the_loop(function: Callable[[], T]) -> T:
+async def _make(kind: str, function: Callable[[], T]) -> T:
     import anyio
 
-    # Threads of their own: the pool's may all be taken by endpoints, and that is when a page is wanted.
-    threads = _threads()
+    places = _places(kind)
     try:
-        limiter = threads.get()
+        limiter = places.get()
     except LookupError:
         limiter = anyio.CapacityLimiter(_AT_A_TIME)
-        threads.set(limiter)
-    return await anyio.to_thread.run_sync(function, limiter=limiter)
+        places.set(limiter)
+    return await call_beside_the_loop(function, TIMEOUT_S, limiter)
 
 
 @functools.cache
-def _threads() -> Any:
-    """The limiter of each event loop."""
+def _places(kind: str) -> Any:
+    """The limiter of each event loop for one kind of page, so that pages that hang hold up no health."""
     from anyio.lowlevel import RunVar
 
-    return RunVar("otel_mlops_pages")
+    return RunVar(f"otel_mlops_{kind}")

@@ -641,3 +641,17 @@ def test_series_that_come_and_go_under_threads_leave_exact_totals(
         counter.add(1, {"number": number})
     after = {each.attributes["number"]: each.read()[0] for each in found.living()}
     assert after == {number: before.get(number, 0.0) + 2 for number in range(20)}
+
+
+def test_a_newborn_gauge_is_never_seen_at_zero(paged, reader, monkeypatch):
+    """A page that is made the moment a series can be seen has its first value, not the 0 of fresh cells."""
+    keep, seen = stream.Stream.keep, []
+
+    def keep_and_look(kept_in: Any, born: Any) -> None:
+        keep(kept_in, born)
+        if kept_in.name == "g":
+            seen.append("\ng 0.95\n" in reader.page().body.decode())
+
+    monkeypatch.setattr(stream.Stream, "keep", keep_and_look)
+    paged.get_meter("meter").create_gauge("g").set(0.95)
+    assert seen == [True]
