@@ -23,6 +23,7 @@ from functools import partial
 
 import pytest
 from fastapi import FastAPI
+from opentelemetry.metrics import Observation
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.metrics.view import (
     DropAggregation,
@@ -36,6 +37,7 @@ import otel_mlops
 from otel_mlops import configure_telemetry, get_metrics, get_telemetry, initialize_metrics
 from otel_mlops.configure import current
 from otel_mlops.metrics import ERRORS, PREDICTIONS
+from otel_mlops.sdk import page
 from otel_mlops.settings import Settings
 from otel_mlops.telemetry import Telemetry
 from otel_mlops.testing import collect, fresh_telemetry
@@ -922,3 +924,74 @@ def test_the_public_names_are_there():
     assert {"configure_telemetry", "get_telemetry", "initialize_metrics", "get_metrics"} <= set(otel_mlops.__all__)
     for name in otel_mlops.__all__:
         assert getattr(otel_mlops, name) is not None
+
+
+def test_what_is_in_progress_is_not_forgotten():
+    """Forgetting a model during its prediction leaves the number in progress to come back to 0."""
+    with fresh_telemetry() as telemetry:
+        model = telemetry.model("housing", "v1")
+        with model.prediction():
+            telemetry.forget(model_version="v1")
+            assert collect(telemetry).value("predictions_in_progress") == 1
+        assert collect(telemetry).value("predictions_in_progress") == 0
+        telemetry.forget(model_version="v1")
+        assert "predictions_in_progress" not in collect(telemetry).names()
+
+
+def test_a_page_asked_for_by_a_callback_is_the_last_one():
+    """A callback that asks for the page it is part of gets the one before, and nothing is shown twice."""
+    with fresh_telemetry() as telemetry:
+        seen = []
+
+        def nested(_options):
+            seen.append(telemetry.page().body)
+            return [Observation(1.0)]
+
+        telemetry.meter.create_observable_gauge("nested", [nested])
+        first = telemetry.page().body
+        telemetry.page()
+        assert seen == [b"", first]
+
+
+def test_a_page_whose_callback_hangs_is_an_error_for_the_others(monkeypatch):
+    """While one rendering is stuck in a callback, another gives up instead of waiting for ever."""
+    monkeypatch.setattr(page, "_PATIENCE_S", 0.05)
+    with fresh_telemetry() as telemetry:
+        stuck, leave = threading.Event(), threading.Event()
+        telemetry.meter.create_observable_gauge("hangs", [lambda _: stuck.set() or leave.wait(30) or []])
+        rendering = threading.Thread(target=telemetry.page, daemon=True)
+        rendering.start()
+        assert stuck.wait(10)
+        with pytest.raises(TimeoutError, match="hangs"):
+            telemetry.page()
+        leave.set()
+        rendering.join(10)
+        assert telemetry.page().body
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"app": 123}, "app is 123, expected a FastAPI"),
+        ({"app": "main:app"}, "app is 'main:app', expected a FastAPI"),
+        ({"views": 5}, "views is 5, expected a sequence of Views"),
+        ({"views": ["x"]}, "views is \\['x'\\], expected a sequence of Views"),
+        ({"metric_readers": None}, "metric_readers is None, expected a sequence of MetricReaders"),
+        ({"registry": 1}, "registry is 1, expected a prometheus_client CollectorRegistry"),
+    ],
+)
+def test_a_wrong_argument_is_named_and_leaves_nothing_configured(wrong, named):
+    """What is no application, view, reader or registry is a TypeError, and the next call begins at nothing."""
+    with pytest.raises(TypeError, match=named):
+        configure_telemetry(wrong.pop("app", None), **wrong)
+    with pytest.raises(RuntimeError, match="not configured"):
+        get_telemetry()
+
+
+def test_a_name_that_nobody_chose_is_no_difference():
+    """Configured without a name and then with an app, or with two apps, the service is one: the first's."""
+    first = initialize_metrics(server_port=0, set_global=False)
+    assert configure_telemetry(FastAPI(title="housing"), port=0, set_global=False) is first
+    assert configure_telemetry(FastAPI(title="prices"), port=0, set_global=False) is first
+    with pytest.raises(RuntimeError, match="service_name is .* now 'flats'"):
+        configure_telemetry(service_name="flats", port=0, set_global=False)
