@@ -259,9 +259,6 @@ async def test_errors_are_counted_once_by_their_class(path, status, error_type, 
     if with_user_middleware:
         # It runs the application in another task, which hides what is being handled there.
         app.middleware("http")(lambda request, call_next: call_next(request))
-        error_type = error_type and {"Busy": "HTTPException", "DomainError": "HTTPException"}.get(
-            error_type, error_type
-        )
     instrument_app(app, telemetry)
     answer = await ask(app, "GET", path)
     assert answer.status == status
@@ -305,6 +302,82 @@ async def test_an_exception_of_a_mounted_application_is_one_error(telemetry):
     await ask(app, "GET", "/sub/raise/value")
     assert telemetry.requests == {("GET", "/sub/raise/{kind}", "500"): 1}
     assert telemetry.errors == {("ValueError", "/sub/raise/{kind}"): 1}
+
+
+@pytest.mark.parametrize("handles_its_parent", [False, True])
+@pytest.mark.parametrize("with_user_middleware", [False, True])
+async def test_an_exception_that_several_layers_report_is_one_error(
+    with_user_middleware, handles_its_parent, telemetry
+):
+    """An exception that a mounted application answers and raises again is one error of its class."""
+    app, sub = FastAPI(), FastAPI()
+
+    @sub.get("/boom")
+    async def fail() -> None:
+        raise KeyError
+
+    if with_user_middleware:
+        app.middleware("http")(lambda request, call_next: call_next(request))
+    if handles_its_parent:
+        # Too late for an answer, so it raises an exception of its own.
+        app.exception_handler(LookupError)(lambda *_: JSONResponse({}, 404))
+    app.mount("/sub", sub)
+    instrument_app(app, telemetry)
+    answer = await ask(app, "GET", "/sub/boom")
+    assert isinstance(answer.error, RuntimeError if handles_its_parent else KeyError)
+    assert telemetry.requests == {("GET", "/sub/boom", "500"): 1}
+    assert telemetry.errors == {("KeyError", "/sub/boom"): 1}
+
+
+@pytest.mark.parametrize("path", ["/raise/busy", "/plain/503", "/sub/raise/value"])
+async def test_an_answered_error_is_on_the_page(path, telemetry):
+    """A client that has been answered 500 or above finds its error, whatever hides the exception from us."""
+    app = FastAPI(routes=failing_app().routes)
+    app.mount("/sub", failing_app())
+    app.middleware("http")(lambda request, call_next: call_next(request))
+    instrument_app(app, telemetry)
+    at_the_end = []
+
+    def note(message: Message) -> None:
+        if message["type"] == "http.response.body" and not message.get("more_body"):
+            at_the_end.append(sum(telemetry.errors.values()))
+
+    await ask(app, "GET", path, on_send=note)
+    assert at_the_end == [1]
+    assert sum(telemetry.errors.values()) == 1
+
+
+async def test_a_stream_without_a_class_that_breaks_is_one_error(telemetry):
+    """An answer of 503 that nothing was raised for, and whose stream breaks, is one error of what broke it."""
+    app = FastAPI()
+
+    @app.get("/")
+    def stream() -> StreamingResponse:
+        def parts() -> Iterable[bytes]:
+            yield b"one"
+            raise ValueError
+
+        return StreamingResponse(parts(), 503)
+
+    instrument_app(app, telemetry)
+    await ask(app, "GET", "/")
+    assert telemetry.requests == {("GET", "/", "503"): 1}
+    assert telemetry.errors == {("ValueError", "/"): 1}
+
+
+async def test_an_error_that_a_middleware_makes_good_is_none(telemetry):
+    """Where a middleware puts another answer in the place of a 503, what counts is the answer that was sent."""
+    app = failing_app()
+
+    @app.middleware("http")
+    async def make_good(request: Request, call_next: Any) -> Any:
+        answer = await call_next(request)
+        return PlainTextResponse("from the cache") if answer.status_code == 503 else answer
+
+    instrument_app(app, telemetry)
+    assert (await ask(app, "GET", "/raise/busy")).status == 200
+    assert telemetry.requests == {("GET", "/raise/{kind}", "200"): 1}
+    assert telemetry.errors == {}
 
 
 async def test_an_exception_in_a_stream_keeps_the_status_that_was_sent(telemetry):

@@ -21,7 +21,7 @@ from starlette.datastructures import State
 from starlette.routing import Route
 
 from otel_mlops import metrics as rows
-from otel_mlops.web import instrument_app, lifespan
+from otel_mlops.web import instrument_app, lifespan, pages
 from tests.asgi import (
     WAIT_S,
     Page,
@@ -30,6 +30,7 @@ from tests.asgi import (
     Telemetry,
     anything,
     ask,
+    endpoint,
     opaque,
     scope_of,
     serving,
@@ -224,6 +225,51 @@ async def test_the_pages_need_no_free_endpoint_thread(telemetry):
     assert answer.status == 200
 
 
+@pytest.mark.parametrize("hangs", ["page", "health"])
+async def test_a_page_that_hangs_is_a_503(hangs, monkeypatch, caplog):
+    """A page that cannot be made in time is a 503, and what hangs are a few threads that keep no process alive."""
+    monkeypatch.setattr(pages, "TIMEOUT_S", 0.05)
+    telemetry = Telemetry(Settings(metrics_path="/metrics"))
+    ending, hanging = threading.Event(), set()
+
+    def hang(**_: object) -> None:
+        hanging.add(threading.current_thread())
+        assert ending.wait(WAIT_S)
+
+    works = {"page": "/health", "health": "/metrics"}[hangs]
+    path = {"page": "/metrics", "health": "/health"}[hangs]
+    setattr(telemetry, hangs, hang)
+    app = FastAPI()
+    instrument_app(app, telemetry)
+    async with asyncio.timeout(WAIT_S / 2):
+        answers = await asyncio.gather(*(ask(app, "GET", path) for _ in range(20)))
+        assert {answer.status for answer in answers} == {503}
+        assert (await ask(app, "GET", works)).status == 200
+    assert "takes longer than 0.05 s" in caplog.text
+    assert len(hanging) == 4
+    assert all(thread.daemon for thread in hanging)
+    ending.set()
+    for thread in hanging:
+        thread.join(WAIT_S)
+    delattr(telemetry, hangs)
+    monkeypatch.setattr(pages, "TIMEOUT_S", WAIT_S)
+    assert (await ask(app, "GET", path)).status == 200
+
+
+async def test_an_exit_in_a_page_is_none_of_the_servers():
+    """A callback that wants to exit makes a 503, and the event loop goes on."""
+    telemetry = Telemetry(Settings(metrics_path="/metrics"))
+
+    def leave(**_: object) -> Page:
+        raise SystemExit
+
+    telemetry.page = leave  # type: ignore[method-assign, assignment]
+    app = FastAPI()
+    instrument_app(app, telemetry)
+    answer = await ask(app, "GET", "/metrics")
+    assert (answer.error, answer.status) == (None, 503)
+
+
 # --- Start and end -------------------------------------------------------------------------------------------
 
 
@@ -349,6 +395,43 @@ async def test_a_telemetry_that_hangs_stops_nobody(telemetry, caplog, monkeypatc
     ending.set()
     for thread in hanging:
         thread.join(WAIT_S)
+
+
+@pytest.fixture
+def no_thread_can_start(monkeypatch) -> None:
+    """A process that has all the threads it may have."""
+
+    def fail(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", fail)
+
+
+@pytest.mark.usefixtures("no_thread_can_start")
+async def test_a_process_without_a_thread_to_spare_serves(caplog):
+    """Where no thread can be started, the application answers as before, our pages say 503, and it is logged once."""
+    telemetry = Telemetry(Settings(metrics_path="/metrics"))
+    app = Starlette(routes=[Route("/", endpoint)])
+    instrument_app(app, telemetry)
+    for _ in range(3):
+        answer = await ask(app, "GET", "/")
+        assert (answer.error, answer.status) == (None, 200)
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    assert "can't start new thread" in caplog.text
+    assert telemetry.requests == {("GET", "/", "200"): 3}
+    for _ in range(9):  # more than there are places
+        assert (await ask(app, "GET", "/metrics")).status == 503
+    assert telemetry.asked == []
+
+
+@pytest.mark.usefixtures("no_thread_can_start")
+async def test_a_lifespan_without_a_thread_to_spare_runs(telemetry, caplog):
+    """Where no thread can be started, the application starts and ends."""
+    app = FastAPI()
+    instrument_app(app, telemetry)
+    async with serving(app):
+        pass
+    assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR"]
 
 
 async def test_an_application_that_cannot_start_ends_the_telemetry(telemetry):

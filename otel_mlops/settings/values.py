@@ -17,6 +17,8 @@ from urllib.parse import unquote, urlsplit
 Accept = Callable[[Any], Any]
 ResourceValue = str | bool | int | float
 
+SHORTEST_S = 0.01
+"""More often than a hundred times a second nothing is worth reading, and a thread would do nothing else."""
 LONGEST_S = 86_400
 """A day: the longest interval that makes sense, and far below what a timer can hold."""
 
@@ -88,7 +90,7 @@ def seconds(value: Any) -> float:
     """Accept a time that is more than none and at most a day."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise TypeError
-    if not 0 < value <= LONGEST_S:
+    if not SHORTEST_S <= value <= LONGEST_S:
         raise ValueError
     return float(value)
 

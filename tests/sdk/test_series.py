@@ -13,20 +13,23 @@ import math
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from opentelemetry.sdk.metrics import AlwaysOnExemplarFilter
 from opentelemetry.sdk.metrics.view import View
 
-from otel_mlops.metrics import DROPPED, PREDICTION_VALUES
+from otel_mlops.metrics import DROPPED, OVERFLOW, PREDICTION_VALUES
 from otel_mlops.sdk import instruments, series, stream
-from otel_mlops.sdk.ledger import Ledger
+from otel_mlops.sdk.ledger import EXEMPLARS, SERIES, STREAM, Ledger, read_ledger
 from otel_mlops.sdk.provider import MeterProvider
 
 BOUNDS = (1.0, 2.0, 5.0)
@@ -301,7 +304,11 @@ MIXED = st.one_of(
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(many=st.lists(MIXED, max_size=30) | st.lists(st.floats(0, 10) | st.sampled_from([None, -1.0]), min_size=60))
+@given(
+    many=st.lists(MIXED, max_size=30)
+    | st.lists(st.floats(0, 10) | st.sampled_from([None, -1.0]), min_size=60)
+    | st.lists(st.floats(0, 10) | st.just(-1.0), min_size=60)
+)
 def test_many_values_count_as_they_do_one_by_one(numpy_loaded: bool, many: list[Any]):
     """Whatever is among them, record_many counts and drops the same as record for each."""
     provider = MeterProvider(shutdown_on_exit=False)
@@ -315,6 +322,21 @@ def test_many_values_count_as_they_do_one_by_one(numpy_loaded: bool, many: list[
     assert math.isclose(sum(in_one_go[-1:]), sum(one_by_one[-1:]), rel_tol=1e-9)
     assert {reason: 2 * count for reason, count in after_many.items()} == dropped(provider)
     provider.shutdown()
+
+
+@pytest.mark.parametrize("bad", [-1.0, math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("size", [3, 200])
+def test_one_bad_value_among_many_is_dropped_alone(provider: MeterProvider, numpy_loaded: bool, size: int, bad: float):
+    """A negative, infinite or undefined value in a list or an array costs itself and no other."""
+    handle = create(provider, "histogram").bind()
+    many = [0.5] * size
+    many[size // 2] = bad
+    handle.record_many(many)
+    if numpy_loaded:
+        handle.record_many(np.array(many))
+    times = 2 if numpy_loaded else 1
+    assert values(provider, "histogram") == [times * (size - 1), 0.0, 0.0, 0.0, times * (size - 1) / 2]
+    assert dropped(provider) == {"negative" if bad == -1.0 else "not_finite": times}
 
 
 @pytest.mark.parametrize("size", [3, 200])
@@ -523,6 +545,124 @@ def test_a_signal_handler_may_record_in_the_middle_of_a_record(provider: MeterPr
         mine + len(runs), len(runs), len(runs), 0.0, (mine + len(runs)) * 0.5 + len(runs) * 4.5,
     ]  # fmt: skip
     assert dropped(provider) == {"type": len(runs)}
+
+
+class Interrupted(Ledger):
+    """A ledger in whose appending something else comes in between, once, as a signal handler would."""
+
+    def __init__(self, folder: Callable[[], Path], kind: int) -> None:
+        super().__init__(folder)
+        self.kind = kind
+        self.interrupt: Callable[[], None] | None = None
+
+    def append(self, kind: int, description: Any, cells: int) -> Any:
+        """Append, and let the other in before the caller knows where."""
+        place = super().append(kind, description, cells)
+        if kind == self.kind and self.interrupt is not None:
+            interrupt, self.interrupt = self.interrupt, None
+            interrupt()
+        return place
+
+
+@pytest.mark.parametrize("kind", [STREAM, SERIES])
+def test_a_series_that_is_born_twice_at_once_is_one(open_provider: OpenProvider, tmp_path: Path, kind: int):
+    """A handler that records into a series just as it is made does not make it a second time, and no count is lost."""
+    ledger = Interrupted(lambda: tmp_path, kind)
+    provider = open_provider(ledger=ledger)
+    counter = create(provider, "counter")
+    handle = counter.bind({"a": "b"})
+    ledger.interrupt = lambda: handle.add(10)
+    handle.add(1)
+    ledger.interrupt = lambda: counter.add(10, {"n": 1})
+    counter.add(1, {"n": 1})
+    found = next(one for one in provider.streams() if one.name == "counter")
+    assert [each.read() for each in found.living()] == [[11.0], [11.0]]
+    assert ledger.path is not None
+    records = read_ledger(ledger.path)
+    described = {each.description["number"] for each in records if each.kind == STREAM}
+    series_ = [each for each in records if each.kind == SERIES]
+    assert [each.cells for each in series_] == [[11.0], [11.0]]
+    for each in series_:
+        behind = records[: records.index(each)]
+        assert each.description[0] in {other.description["number"] for other in behind if other.kind == STREAM}
+    assert len(described) <= 2
+
+
+def test_an_exemplar_that_is_made_twice_at_once_breaks_nothing(open_provider: OpenProvider, tmp_path: Path):
+    """A handler that takes the first exemplar of a series just as it is made costs at most an exemplar."""
+    ledger = Interrupted(lambda: tmp_path, EXEMPLARS)
+    provider = open_provider(ledger=ledger, exemplar_filter=AlwaysOnExemplarFilter())
+    handle = create(provider, "histogram").bind()
+    ledger.interrupt = lambda: handle.record(3.0)
+    handle.record(0.5)
+    handle.record(9.0)
+    assert values(provider, "histogram") == [1.0, 0.0, 1.0, 1.0, 12.5]
+    assert [each and each.value for each in handle.exemplars.read()][-1] == 9.0
+
+
+@needs_timers
+def test_a_signal_handler_may_make_series_while_they_are_listed(open_provider: OpenProvider):
+    """New series that a handler makes while a page or a reader goes through them disturb nobody."""
+    provider = open_provider(max_series=100_000)
+    counter = create(provider, "counter")
+    for number in range(2000):
+        counter.add(1, {"n": number})
+    found = next(one for one in provider.streams() if one.name == "counter")
+    numbers = itertools.count(2000)
+    before = signal.signal(signal.SIGALRM, lambda *_: counter.add(1, {"n": next(numbers)}))
+    try:
+        for delay in range(300):
+            signal.setitimer(signal.ITIMER_REAL, 1e-6 * (1 + delay % 60))
+            assert len(found.living()) >= 2000
+            assert found.forget({"n": -1}) == 0
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert next(numbers) > 2050
+
+
+def test_records_wait_for_one_another_where_the_interpreter_gives_no_atomicity(provider: MeterProvider, recording: str):
+    """Under a lock every verb of every kind waits for who holds it; without, none does."""
+    for kind in KINDS:
+        handle = create(provider, kind).bind({"a": "b"})
+        verb(handle)(1)
+        found = next(one for one in provider.streams() if one.name == kind)
+        calls: list[Callable[[], None]] = [lambda handle=handle: verb(handle)(1)]  # type: ignore[misc]
+        if kind == "histogram":
+            calls.append(lambda handle=handle: handle.record_many([1.0, 2.0]))  # type: ignore[misc]
+        for call in calls:
+            recording_thread = threading.Thread(target=call)
+            with found.lock:
+                recording_thread.start()
+                recording_thread.join(0.05 if recording == "locked" else 20)
+                assert recording_thread.is_alive() is (recording == "locked")
+            recording_thread.join(20)
+            assert not recording_thread.is_alive()
+
+
+def test_an_overflow_is_counted_without_the_ledgers_lock(open_provider: OpenProvider, recording: str):
+    """Whoever counts an overflow holds nothing that others need who wait for the metric that counts it."""
+    provider = open_provider(max_series=1)
+    counter = create(provider, "counter")
+    for number in range(2):
+        counter.add(1, {"n": number})
+    full = next(one for one in provider.streams() if one.name == "counter")
+    counting = next(one for one in provider.streams() if one.row is OVERFLOW)
+    other = create(provider, "counter", "other")
+    other.add(1, {"n": 0})
+    other_full = next(one for one in provider.streams() if one.name == "other")
+    overflowing = threading.Thread(target=lambda: other.add(1, {"n": 1}))
+    with counting.lock:
+        overflowing.start()
+        deadline = time.monotonic() + 20
+        while other_full._overflow is None and time.monotonic() < deadline:
+            time.sleep(0.001)
+        assert provider.ledger.lock.acquire(timeout=10), "the ledger's lock is held while another is waited for"
+        provider.ledger.lock.release()
+    overflowing.join(20)
+    assert not overflowing.is_alive()
+    assert full.is_overflow(full.living()[-1])
+    assert dict((str(a["metric"]), n) for a, n in provider.totals(OVERFLOW)) != {}
 
 
 def test_a_finaliser_may_record_in_the_middle_of_a_record(open_provider: OpenProvider, recording: str):

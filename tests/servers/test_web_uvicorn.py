@@ -73,6 +73,12 @@ def service(state: dict[str, Any]) -> FastAPI:
             continue
         return PlainTextResponse("too late")
 
+    @app.get("/deaf")
+    def deaf() -> str:
+        state["deaf"].set()
+        assert state["may_answer"].wait(WAIT_S)
+        return "too late"
+
     @app.get("/fails")
     async def fails() -> None:
         raise ValueError
@@ -93,6 +99,7 @@ class Served:
     port: int
     telemetry: HeldUp
     state: dict[str, threading.Event]
+    server: uvicorn.Server
 
     def get(self, path: str) -> tuple[int, bytes]:
         with contextlib.closing(HTTPConnection("127.0.0.1", self.port, timeout=WAIT_S)) as connection:
@@ -109,7 +116,7 @@ class Served:
 @pytest.fixture(params=["lifespan on", "lifespan off"])
 def served(request) -> Iterator[Served]:
     telemetry = HeldUp()
-    state = {"uploading": threading.Event(), "slow": threading.Event()}
+    state = {name: threading.Event() for name in ("uploading", "slow", "deaf", "may_answer")}
     app = service(state)
     instrument_app(app, telemetry)
     with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as listening:
@@ -123,7 +130,7 @@ def served(request) -> Iterator[Served]:
         until(lambda: server.started)
         if lifespan == "on":
             assert telemetry.asked == ["start"]
-        yield Served(listening.getsockname()[1], telemetry, state)
+        yield Served(listening.getsockname()[1], telemetry, state, server)
         telemetry.may_answer.set()
         server.should_exit = True
         thread.join(WAIT_S)
@@ -172,6 +179,18 @@ def test_a_client_that_leaves_before_its_answer(served):
     assert served.state["slow"].wait(WAIT_S)
     client.close()
     until(lambda: served.telemetry.requests == {("GET", "/slow", "499"): 1})
+    assert served.telemetry.errors == {}
+
+
+def test_a_client_that_leaves_unheard(served):
+    """An endpoint that does not ask whether its client is there counts with the answer that it made."""
+    client = served.open(b"GET /deaf HTTP/1.1\r\nhost: here\r\n\r\n")
+    assert served.state["deaf"].wait(WAIT_S)
+    client.close()
+    until(lambda: not served.server.server_state.connections)
+    assert served.telemetry.requests == {}
+    served.state["may_answer"].set()
+    until(lambda: served.telemetry.requests == {("GET", "/deaf", "200"): 1})
     assert served.telemetry.errors == {}
 
 
