@@ -323,7 +323,9 @@ async def test_an_exception_that_several_layers_report_is_one_error(
         app.exception_handler(LookupError)(lambda *_: JSONResponse({}, 404))
     app.mount("/sub", sub)
     instrument_app(app, telemetry)
+    users = list(app.user_middleware)
     answer = await ask(app, "GET", "/sub/boom")
+    assert app.user_middleware == users
     assert isinstance(answer.error, RuntimeError if handles_its_parent else KeyError)
     assert telemetry.requests == {("GET", "/sub/boom", "500"): 1}
     assert telemetry.errors == {("KeyError", "/sub/boom"): 1}

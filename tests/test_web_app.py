@@ -398,8 +398,8 @@ async def test_a_telemetry_that_hangs_stops_nobody(telemetry, caplog, monkeypatc
 
 
 @pytest.fixture
-def no_thread_can_start(monkeypatch) -> None:
-    """A process that has all the threads it may have."""
+def no_thread_can_start(telemetry, monkeypatch) -> None:
+    """A process that has all the threads it may have, once its telemetry is made."""
 
     def fail(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -408,9 +408,9 @@ def no_thread_can_start(monkeypatch) -> None:
 
 
 @pytest.mark.usefixtures("no_thread_can_start")
-async def test_a_process_without_a_thread_to_spare_serves(caplog):
+async def test_a_process_without_a_thread_to_spare_serves(telemetry, caplog):
     """Where no thread can be started, the application answers as before, our pages say 503, and it is logged once."""
-    telemetry = Telemetry(Settings(metrics_path="/metrics"))
+    telemetry.settings = Settings(metrics_path="/metrics")
     app = Starlette(routes=[Route("/", endpoint)])
     instrument_app(app, telemetry)
     for _ in range(3):

@@ -141,10 +141,12 @@ def _witness(app: Any) -> Iterator[None]:
     from starlette.middleware import Middleware
     from starlette.middleware.base import BaseHTTPMiddleware
 
-    users = app.user_middleware
-    if any(isinstance(each.cls, type) and issubclass(each.cls, BaseHTTPMiddleware) for each in users):
-        app.user_middleware = [*users, Middleware(Witness)]
+    users, witness = app.user_middleware, Middleware(Witness)
+    if not any(isinstance(each.cls, type) and issubclass(each.cls, BaseHTTPMiddleware) for each in users):
+        yield
+        return
+    users.append(witness)
     try:
         yield
     finally:
-        app.user_middleware = users
+        users.remove(witness)

@@ -136,7 +136,7 @@ def served(request) -> Iterator[Served]:
         thread.join(WAIT_S)
     assert not thread.is_alive()
     assert [each for each in telemetry.asked if each != "page"] == (
-        ["start", "shutdown"] if lifespan == "on" else ["start"]
+        ["start", "stop"] if lifespan == "on" else ["start"]
     )
     assert telemetry.active == 0
 
