@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import operator
+import os
 import threading
 from collections.abc import Callable, Mapping
 from functools import wraps
 from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeAlias, TypeVar
+from weakref import WeakValueDictionary
 
 from otel_mlops.metrics import (
     MODEL_INFO,
@@ -24,12 +25,11 @@ from otel_mlops.metrics import (
     PREDICTIONS,
     PREDICTIONS_IN_PROGRESS,
 )
-from otel_mlops.numbers.values import count_rows, is_number, numbers_of
+from otel_mlops.numbers.values import ValuesReader
 
 if TYPE_CHECKING:
+    from otel_mlops.metrics import Metric
     from otel_mlops.sdk.provider import MeterProvider
-
-logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -54,15 +54,12 @@ class Model:
         type: str | None = None,  # noqa: A002 (the label's name)
         features: int | None = None,
     ) -> None:
-        self._labels = {"model_name": _text("name", name), "model_version": _text("version", version)}
-        self._lock = threading.Lock()
-        self._status: ModelStatus | None = None
+        self._labels = {"model_name": check_text("name", name), "model_version": check_text("version", version)}
+        self.description = describe(stage=stage, type=type, features=features)
+        """What was said of it when it was made, as `describe()` puts it."""
+        self._facts = facts_of(instruments, self._labels)
         self._series = PredictionSeries(instruments, self._labels)
         self._load_duration = instruments.instrument(MODEL_LOAD_DURATION).bind(self._labels)
-        status = instruments.instrument(MODEL_STATUS)
-        self._states = {state: status.bind({**self._labels, "model_status": state}) for state in MODEL_STATES}
-        self._info_instrument = instruments.instrument(MODEL_INFO)
-        self._info: dict[str, str] = {}
         self.info(stage=stage, type=type, features=features)
 
     @property
@@ -79,21 +76,13 @@ class Model:
     def status(self) -> ModelStatus | None:
         """The state it is in: `loading`, `ready`, `error` or `unavailable`; None before one is known.
 
-        Errors:  ValueError for any other state.
+        Errors:  TypeError or ValueError for any other state.
         """
-        return self._status
+        return self._facts.status
 
     @status.setter
     def status(self, status: ModelStatus) -> None:
-        if status not in self._states:
-            raise ValueError(f"status is {status!r}, expected one of {', '.join(self._states)}")
-        with self._lock:
-            self._status = status
-            # The new one first: a page made in between shows two states rather than none.
-            self._states[status].set(1.0)
-            for state, series in self._states.items():
-                if state != status:
-                    series.set(0.0)
+        self._facts.set_status(status)
 
     def info(
         self,
@@ -106,17 +95,9 @@ class Model:
 
         Errors:  TypeError or ValueError; `features` is the number of them.
         """
-        told: dict[str, Any] = {
-            "stage": _KEPT if stage is _KEPT else _optional_text("stage", stage),
-            "type": _KEPT if type is _KEPT else _optional_text("type", type),
-            "features": _KEPT if features is _KEPT else _number_of_features(features),
-        }
-        with self._lock:
-            info = self._info | {title: text for title, text in told.items() if text is not _KEPT}
-            self._info = {title: text for title, text in info.items() if text is not None}
-            # Forgotten first: two infos of one model at a time would break every join on it.
-            self._info_instrument.forget(self._labels)
-            self._info_instrument.bind({**self._labels, **self._info}).set(1.0)
+        told: dict[str, Any] = {"stage": stage, "type": type, "features": features}
+        told = {title: fact for title, fact in told.items() if fact is not _KEPT}
+        self._facts.update_info({title: text for title, text in describe(**told).items() if title in told})
 
     def loading(self) -> Loading:
         """Time the loading of the model, as a `with` block or a decorator.
@@ -135,10 +116,6 @@ class Model:
         not counted at all.
         """
         return Prediction(self._series)
-
-    def after_fork(self) -> None:
-        """Begin anew in a forked child, with a fresh lock."""
-        self._lock = threading.Lock()
 
 
 class _Timed:
@@ -234,6 +211,7 @@ class Prediction(_Timed):
         """What was predicted: a number, a label or a mapping is one answer, what has a length is a batch."""
 
     def __enter__(self) -> Self:
+        self.values = None
         self._series.in_progress.add(1.0)
         self._began_s = perf_counter()
         return self
@@ -261,7 +239,7 @@ class PredictionSeries:
 
     __slots__ = (
         "_batch_duration", "_batch_rows", "_batch_size", "_errors", "_labels",
-        "_single_duration", "_single_rows", "_told", "_values", "in_progress",
+        "_reader", "_single_duration", "_single_rows", "_values", "in_progress",
     )  # fmt: skip
 
     def __init__(self, instruments: MeterProvider, labels: Mapping[str, str]) -> None:
@@ -273,7 +251,7 @@ class PredictionSeries:
         self._values = instruments.instrument(PREDICTION_VALUES).bind(labels)
         self._errors = instruments.instrument(PREDICTION_ERRORS)
         self._labels = labels
-        self._told = False
+        self._reader = ValuesReader()
         self.in_progress = instruments.instrument(PREDICTIONS_IN_PROGRESS).bind(labels)
 
     def record(self, values: Any, duration_s: float) -> None:
@@ -283,7 +261,11 @@ class PredictionSeries:
         if issubclass(type(values), (float, int)):
             self._values.record(values)
         elif values is not None:
-            rows = self._record_values(values)
+            rows, numbers = self._reader.read(values)
+            if numbers is not None and rows is None:
+                self._values.record(numbers)
+            elif numbers is not None:
+                self._values.record_many(numbers)
         if rows is None:
             self._single_rows.add(1.0)
             self._single_duration.record(duration_s)
@@ -296,26 +278,73 @@ class PredictionSeries:
         """Count a prediction that raised."""
         self._errors.add(1.0, {**self._labels, "error_type": type(error).__name__})
 
-    def _record_values(self, values: Any) -> int | None:
-        """Record the numbers among the values; return the rows of a batch, None for a single prediction."""
-        rows = None
-        try:
-            rows = count_rows(values)
-            if rows is None and is_number(values):
-                self._values.record(values)
-            elif rows:
-                numbers = numbers_of(values)
-                if numbers is not None:
-                    self._values.record_many(numbers)
-        except Exception:
-            # The values are somebody else's objects: whatever they raise is no affair of the request's.
-            if not self._told:
-                self._told = True
-                logger.warning(
-                    "Predicted values of type %s cannot be read; the prediction is counted without them",
-                    type(values).__qualname__, exc_info=True,
-                )  # fmt: skip
-        return rows
+
+class ModelFacts:
+    """What is said of one model version, by a Model and by the verbs alike: its state and its info."""
+
+    def __init__(self, instruments: MeterProvider, labels: Mapping[str, str]) -> None:
+        self._instruments = instruments
+        self._labels = labels
+        self._states = instruments.instrument(MODEL_STATUS)
+        self._info: dict[str, str] = {}
+        # A verb may have said it before, whose own facts are gone by now.
+        told = [attributes for attributes, value in instruments.totals(MODEL_STATUS) if value == 1.0]
+        said: list[Any] = [state for state in MODEL_STATES if {**labels, "model_status": state} in told]
+        self.status: ModelStatus | None = said[0] if said else None
+
+    def set_status(self, status: Any) -> None:
+        """Say which state it is in.
+
+        Errors:  TypeError or ValueError for what is no state.
+        """
+        if check_text("status", status) not in MODEL_STATES:
+            raise ValueError(f"status is {status!r:.80}, expected one of {', '.join(sorted(MODEL_STATES))}")
+        with _lock:
+            self.status = status
+            # The new one first: a page made in between shows two states rather than none.
+            for state in sorted(MODEL_STATES, key=status.__ne__):
+                self._states.set(float(state == status), {**self._labels, "model_status": state})
+
+    def update_info(self, facts: Mapping[str, str | None]) -> None:
+        """Say what it is; what is not among the facts stays, and None takes it away."""
+        with _lock:
+            self._info = {title: text for title, text in {**self._info, **facts}.items() if text is not None}
+            set_info(self._instruments, MODEL_INFO, self._info, of=self._labels)
+
+
+def facts_of(instruments: MeterProvider, labels: Mapping[str, str]) -> ModelFacts:
+    """The facts of the model with these labels, the same object for all who hold it."""
+    key = (id(instruments), *sorted(labels.items()))
+    with _lock:
+        found = _facts.get(key)
+        if found is None:
+            found = _facts[key] = ModelFacts(instruments, labels)
+        return found
+
+
+def set_info(instruments: MeterProvider, row: Metric, facts: Mapping[str, str], of: Mapping[str, str]) -> None:
+    """Make the facts the one info series among those that carry the labels `of`."""
+    instrument, told = instruments.instrument(row), {**of, **facts}
+    with _lock:
+        # The new one first: a page made in between shows two infos rather than none.
+        instrument.set(1.0, told)
+        if instrument.forget(of, but=told):
+            instrument.set(1.0, told)  # there may have been no room for it, in a metric that was full
+
+
+_lock = threading.RLock()
+"""Held while something is said, which is seldom; a signal handler that says something may hold it again."""
+_facts: WeakValueDictionary[Any, ModelFacts] = WeakValueDictionary()
+"""By the provider's id, its own as long as the facts hold it, and the labels; a Model keeps its facts alive."""
+
+
+def _renew_lock() -> None:
+    global _lock  # noqa: PLW0603 (a forked child may find it held by a thread that it does not have)
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 def _is_async(func: object) -> bool:
@@ -325,23 +354,36 @@ def _is_async(func: object) -> bool:
     return inspect.iscoroutinefunction(func) or inspect.iscoroutinefunction(call)
 
 
-def _text(title: str, text: object) -> str:
+def describe(
+    *,
+    stage: str | None = None,
+    type: str | None = None,  # noqa: A002 (the label's name)
+    features: int | None = None,
+) -> dict[str, str | None]:
+    """The facts of a model as the texts of its labels, None for what is not said.
+
+    Errors:  TypeError or ValueError; `features` is the number of them.
+    """
+    texts = {"stage": stage, "type": type}
+    checked = {title: None if text is None else check_text(title, text) for title, text in texts.items()}
+    return {**checked, "features": None if features is None else _number_of_features(features)}
+
+
+def check_text(title: str, text: object) -> str:
+    """Return a text that a label needs.
+
+    Errors:  TypeError for what is no str, ValueError for an empty one, which is no label.
+    """
     if not isinstance(text, str):
-        raise TypeError(f"{title} is {text!r}, expected a non-empty str")
+        raise TypeError(f"{title} is {text!r:.200}, expected a non-empty str")
     if not text:
         raise ValueError(f"{title} is {text!r}, expected a non-empty str")
     return text
 
 
-def _optional_text(title: str, text: object) -> str | None:
-    return None if text is None else _text(title, text)
-
-
-def _number_of_features(features: object) -> str | None:
-    if features is None:
-        return None
+def _number_of_features(features: object) -> str:
     if isinstance(features, bool) or not hasattr(type(features), "__index__"):
-        raise TypeError(f"features is {features!r}, expected the number of features")
+        raise TypeError(f"features is {features!r:.200}, expected the number of features")
     number = operator.index(features)  # type: ignore[arg-type]
     if number < 0:
         raise ValueError(f"features is {features!r}, expected 0 or more")

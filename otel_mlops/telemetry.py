@@ -116,21 +116,20 @@ class Telemetry(Verbs):
     def model(self, name: str, version: str, **facts: Any) -> Model:
         """The model of a name and version; the same object when it is asked for again in the same words.
 
-        Errors:  ValueError if there is one of that name and version that was described otherwise.
+        Errors:  TypeError or ValueError that names the argument; ValueError if there is one of that name and
+                 version that was described otherwise.
         """
-        from otel_mlops.model import Model
+        from otel_mlops.model import Model, check_text, describe
 
+        key = check_text("name", name), check_text("version", version)
+        described = describe(**facts)
         with self._lock:
-            known = self._models.get((name, version))
-            if known is None:
-                known = self._models[name, version] = (
-                    Model(self.meter_provider, name=name, version=version, **facts),
-                    facts,
-                )
-            model, described = known
-            if described != facts:
+            model: Model | None = self._models.get(key)
+            if model is None:
+                model = self._models[key] = Model(self.meter_provider, name=name, version=version, **facts)
+            elif model.description != described:
                 raise ValueError(
-                    f"model {name!r} version {version!r} is there with {described}; this call says {facts}"
+                    f"model {name!r} version {version!r} is there with {model.description}; this call says {described}"
                 )
             return model
 
@@ -353,8 +352,6 @@ class Telemetry(Verbs):
         self._sampler.after_fork()
         self._tasks.after_fork()
         self._daily.after_fork()
-        for model, _ in self._models.values():
-            model.after_fork()
         if self._push is not None:
             self.meter_provider.remove_metric_reader(self._push)
             self._push = None

@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from otel_mlops import metrics as rows
+from otel_mlops.model import check_text, describe, facts_of, set_info
+from otel_mlops.numbers.values import ValuesReader, is_number
 
 if TYPE_CHECKING:
     from otel_mlops.metrics import Metric
@@ -22,7 +24,7 @@ class InfoVerb:
     """`system_info.info({...})`: facts of the deployment as labels of one series of value 1."""
 
     def __init__(self, provider: MeterProvider) -> None:
-        self._instrument = provider.instrument(rows.SYSTEM_INFO)
+        self._provider = provider
 
     def info(self, facts: Any) -> None:
         """Say what is deployed; what was said before is replaced.
@@ -31,8 +33,7 @@ class InfoVerb:
         """
         if not isinstance(facts, Mapping) or not all(isinstance(e, str) for kv in facts.items() for e in kv):
             raise TypeError(f"facts is {facts!r:.200}, expected a mapping of strings to strings")
-        self._instrument.forget()
-        self._instrument.set(1.0, dict(facts))
+        set_info(self._provider, rows.SYSTEM_INFO, dict(facts), of={})
 
 
 class Verbs:
@@ -46,6 +47,7 @@ class Verbs:
     def __init__(self, provider: MeterProvider) -> None:
         self._provider = provider
         self._health: dict[str, bool] = {}
+        self._reader = ValuesReader()
         self.system_info = InfoVerb(provider)
 
     def instrument(self, row: Metric) -> Any:
@@ -82,17 +84,18 @@ class Verbs:
     ) -> None:
         """Count a prediction of as many rows as there are values, its duration in milliseconds and the values.
 
-        Of an array with several columns the rows are counted only. What has no length is one prediction.
+        Of labels, and of an array with several columns, the rows are counted only. What has no length is one
+        prediction, as are a text and a mapping.
         """
-        count = _length(values)
+        count, numbers = self._reader.read(values)
         if count is None:
-            self.record_prediction(duration_ms, model_version, values, model_name=model_name)
+            self.record_prediction(duration_ms, model_version, numbers, model_name=model_name)
             return
         model = _model(model_version, model_name)
         self._prediction(duration_ms, model, "batch", count)
         self.instrument(rows.PREDICTION_BATCH_SIZE).record(count, model)
-        if getattr(values, "shape", ())[1:] in ((), (1,)):
-            self.instrument(rows.PREDICTION_VALUES).bind(model).record_many(values)
+        if numbers is not None:
+            self.instrument(rows.PREDICTION_VALUES).bind(model).record_many(numbers)
 
     def record_model_load(self, model_version: str, duration: float, *, model_name: str | None = None) -> None:
         """Record how many seconds a model took to load."""
@@ -109,25 +112,18 @@ class Verbs:
     ) -> None:
         """Say what a model is; what was said of this name and version before is replaced.
 
-        `features` is the number of them.
+        Errors:  TypeError or ValueError that names the argument; `features` is the number of them.
         """
-        model = _model(model_version, model_name)
-        told = {"stage": stage, "type": type, "features": features}
-        facts = {title: _label(fact) for title, fact in told.items() if fact is not None}
-        self.instrument(rows.MODEL_INFO).forget(model)
-        self.instrument(rows.MODEL_INFO).set(1.0, {**model, **facts})
+        model = _checked_model(model_version, check_text("model_name", model_name))
+        described = describe(stage=stage, type=type, features=features)
+        facts_of(self._provider, model).update_info(described)
 
     def set_model_status(self, model_version: str, status: str, *, model_name: str | None = None) -> None:
         """Say that a model is loading, ready, in error or unavailable.
 
-        Errors:  ValueError for any other status.
+        Errors:  TypeError or ValueError that names the argument.
         """
-        if status not in rows.MODEL_STATES:
-            raise ValueError(f"status is {status!r:.80}, expected one of {', '.join(sorted(rows.MODEL_STATES))}")
-        model = _model(model_version, model_name)
-        # The new one first: a page made in between shows two states rather than none.
-        for state in sorted(rows.MODEL_STATES, key=status.__ne__):
-            self.instrument(rows.MODEL_STATUS).set(state == status, {**model, "model_status": state})
+        facts_of(self._provider, _checked_model(model_version, model_name)).set_status(status)
 
     def update_model_performance_metrics(
         self,
@@ -169,14 +165,16 @@ class Verbs:
         self.instrument(rows.MODEL_DRIFT_SCORE).set(drift_score, on)
 
     def update_api_health_status(self, component: str, is_healthy: bool) -> None:
-        """Say whether a component (`database`, `model`) is healthy; `/health` tells it too."""
-        component, given = _label(component), cast("Any", is_healthy)
+        """Say whether a component (`database`, `model`) is healthy; `/health` tells it too.
+
+        True, False, 1 and 0 of any library say it. All else is dropped and counted: "down" must not count as healthy.
+        """
+        component = _label(component)
         status = self.instrument(rows.API_HEALTH_STATUS)
-        try:
-            # A text is true whatever it says: "down" must not count as healthy.
-            healthy = bool(float(given)) if isinstance(given, str) else bool(given)
-        except Exception:
-            status.set(given, {"component": component})  # neither true nor false: dropped and counted
+        healthy = _truth(is_healthy)
+        if healthy is None:
+            # In a list no gauge takes it, as it would take a 2 or a "1".
+            status.set([is_healthy], {"component": component})
             return
         if component in self._health or len(self._health) < _MOST_COMPONENTS:
             self._health[component] = healthy
@@ -221,6 +219,11 @@ def _model(version: str, name: str | None) -> dict[str, str]:
     return {**model, "model_version": _label(version)}
 
 
+def _checked_model(version: str, name: str | None) -> dict[str, str]:
+    model = {} if name is None else {"model_name": check_text("model_name", name)}
+    return {**model, "model_version": check_text("model_version", version)}
+
+
 def _label(given: object) -> str:
     """The text of a label; of an exception or a class its name, since a text may hold an id or a secret."""
     if isinstance(given, str):
@@ -233,11 +236,10 @@ def _label(given: object) -> str:
         return type(given).__name__  # whatever a stranger's object raises, it has no text
 
 
-def _length(values: Any) -> int | None:
-    """The number of rows of a batch; None for one answer, as a text or a mapping is, or an array without a shape."""
-    if isinstance(values, str | bytes | Mapping):
-        return None
+def _truth(given: object) -> bool | None:
+    """What a truth value says, None for what is none."""
     try:
-        return len(values)
+        number = float(given) if is_number(given) else None  # type: ignore[arg-type]
     except Exception:
-        return None  # whatever a stranger's object raises, it has no length
+        return None  # whatever a stranger's object raises, it is no truth value
+    return {0.0: False, 1.0: True}.get(number)  # type: ignore[arg-type]

@@ -107,7 +107,7 @@ def _key(line: str) -> str:
 def _samples(families: Iterable[object]) -> dict[tuple[str, Labels], float]:
     found: dict[tuple[str, Labels], float] = {}
     for family in families:
-        for sample in family.samples:  # type: ignore[attr-defined]
+        for sample in family.samples:
             found[sample.name, _labels(sample.name, sample.labels)] = sample.value
     return found
 

@@ -25,7 +25,7 @@ DOWNWARD = {
     "daily": {"metrics", "numbers", "sdk"},
     "model": {"metrics", "numbers", "profile", "sdk"},
     "tasks": {"metrics", "numbers", "sdk"},
-    "verbs": {"metrics", "numbers", "sdk"},
+    "verbs": {"metrics", "model", "numbers", "sdk"},
     "web": {"metrics", "numbers", "sdk"},
 }
 DOWNWARD["telemetry"] = set(DOWNWARD) - {"rules"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -32,8 +33,11 @@ from otel_mlops.metrics import (
     PREDICTIONS_IN_PROGRESS,
     Metric,
 )
-from otel_mlops.model import Model
+from otel_mlops.model import Model, describe
 from otel_mlops.sdk.provider import MeterProvider
+from otel_mlops.sdk.series import GaugeSeries
+from otel_mlops.sdk.stream import Stream
+from otel_mlops.verbs import Verbs
 
 HOUSING = {"model_name": "housing", "model_version": "v1"}
 SINGLE = {**HOUSING, "prediction_type": "single"}
@@ -312,12 +316,29 @@ print(values.read()[-1])
 # --- Errors and cancellation -------------------------------------------------------------------------------
 
 
+def test_a_prediction_that_is_entered_again_begins_without_values(recorded, model):
+    """What one block predicted is not counted by the next block of the same object."""
+    prediction = model.prediction()
+    with prediction:
+        prediction.values = [1.0, 2.0]
+    with prediction:
+        pass
+
+    assert recorded.value(PREDICTIONS, BATCH) == 2
+    assert recorded.value(PREDICTIONS, SINGLE) == 1
+    assert recorded.count_and_sum(PREDICTION_VALUES, HOUSING) == (2, 3.0)
+
+
 def test_a_prediction_that_raises_is_an_error_of_its_class_and_no_prediction(recorded, model):
     """The exception goes on its way and is counted by its class; rows, durations and values are not."""
-    prediction = model.prediction()
-    prediction.values = 4.0
-    with pytest.raises(KeyError), prediction:
-        raise KeyError("rooms")
+
+    def predict_and_fail() -> None:
+        with model.prediction() as prediction:
+            prediction.values = 4.0
+            raise KeyError("rooms")
+
+    with pytest.raises(KeyError):
+        predict_and_fail()
 
     assert recorded.value(PREDICTION_ERRORS, {**HOUSING, "error_type": "KeyError"}) == 1
     assert recorded.value(PREDICTIONS_IN_PROGRESS, HOUSING) == 0
@@ -581,10 +602,49 @@ def test_exactly_one_state_is_set(recorded, model, state):
 
 def test_an_unknown_state_is_an_error(recorded, model):
     """A state that does not exist is refused with the list of those that do, and changes nothing."""
-    with pytest.raises(ValueError, match=r"'broken'.*unavailable"):
+    with pytest.raises(ValueError, match=r"status is 'broken'.*unavailable"):
         model.status = "broken"
+    with pytest.raises(TypeError, match=r"status is \['ready'\], expected"):
+        model.status = ["ready"]
     assert model.status is None
     assert not recorded.points(MODEL_STATUS)
+
+
+def test_two_threads_that_set_the_status_leave_one_state(recorded, model, monkeypatch):
+    """A second thread's word waits for the first's, through another Model of the same name and version too."""
+    other = Model(recorded.provider, name="housing", version="v1")
+    entered, interrupting = threading.Event(), threading.Thread(target=setattr, args=(other, "status", "error"))
+    set_value = GaugeSeries.set
+
+    def set_slowly(series: GaugeSeries, value: float) -> None:
+        set_value(series, value)
+        if not entered.is_set() and series.stream.name == MODEL_STATUS.name:
+            entered.set()
+            interrupting.start()
+            interrupting.join(timeout=0.2)  # nobody waits for it to end: it must not get between
+
+    monkeypatch.setattr(GaugeSeries, "set", set_slowly)
+    model.status = "ready"
+    interrupting.join(timeout=30)
+    assert states(recorded) == {each: float(each == "error") for each in MODEL_STATES}
+    assert model.status == other.status == "error"
+
+
+def test_a_signal_handler_may_set_the_status_that_is_just_being_set(model, monkeypatch):
+    """What runs in the midst of a change, in the same thread, does not wait for it."""
+    set_value = GaugeSeries.set
+    handled = []
+
+    def handle(series: GaugeSeries, value: float) -> None:
+        set_value(series, value)
+        if not handled:
+            handled.append(series)
+            model.info(stage="retired")
+
+    monkeypatch.setattr(GaugeSeries, "set", handle)
+    model.status = "ready"
+    assert handled
+    assert model.status == "ready"
 
 
 # --- Info --------------------------------------------------------------------------------------------------
@@ -645,9 +705,99 @@ def test_a_wrong_info_leaves_the_old_one(recorded):
     assert infos(recorded) == [{**HOUSING, "stage": "production"}]
 
 
-def test_a_lock_held_at_the_fork_does_not_hang_the_child(model):
-    """After a fork the status can be set although a thread of the parent was setting it."""
-    model._lock.acquire()
-    model.after_fork()
+def test_no_page_is_without_the_info_while_it_changes(recorded, monkeypatch):
+    """When the old info is taken away the new one stands there already."""
+    model = Model(recorded.provider, name="housing", version="v1", stage="staging")
+    seen = []
+
+    def forget(stream: Stream, attributes: object, **more: object) -> int:
+        seen.append(Counter(each.get("stage") for each in infos(recorded)))
+        gone = forget_series(stream, attributes, **more)
+        seen.append(Counter(each.get("stage") for each in infos(recorded)))
+        return gone
+
+    forget_series = Stream.forget
+    monkeypatch.setattr(Stream, "forget", forget)
+    model.info(stage="production")
+    assert seen == [Counter(staging=1, production=1), Counter(production=1)]
+
+
+def test_the_same_info_again_takes_no_room(recorded):
+    """What is said again in the same words leaves no dead series behind, however often."""
+    model, verbs = Model(recorded.provider, name="housing", version="v1"), Verbs(recorded.provider)
+    used = set()
+    for _ in range(3):
+        model.info(stage="production")
+        verbs.set_model_info("housing", "v2", stage="production")
+        verbs.system_info.info({"environment": "production"})
+        used.add(recorded.provider.ledger._used)
+    assert len(used) == 1
+
+
+def test_an_info_that_was_forgotten_comes_back_when_it_is_said_again(recorded):
+    """The same words put the info on the page once more after it was taken off."""
+    model = Model(recorded.provider, name="housing", version="v1", stage="production")
+    recorded.provider.forget({"model_version": "v1"})
+    assert infos(recorded) == []
+    model.info(stage="production")
+    assert infos(recorded) == [{**HOUSING, "stage": "production"}]
+
+
+def test_an_info_that_only_grows_or_shrinks_is_one(recorded):
+    """Facts that include the old ones, or are among them, stand alone all the same."""
+    model = Model(recorded.provider, name="housing", version="v1")
+    model.info(stage="production")
+    assert infos(recorded) == [{**HOUSING, "stage": "production"}]
+    model.info(features=8)
+    assert infos(recorded) == [{**HOUSING, "stage": "production", "features": "8"}]
+    model.info(stage=None, features=None)
+    assert infos(recorded) == [HOUSING]
+
+
+def test_an_info_changes_in_a_metric_that_is_full():
+    """Where there is no room for one series more the new info takes the old one's."""
+    provider = MeterProvider(shutdown_on_exit=False, max_series=1)
+    model = Model(provider, name="housing", version="v1", stage="staging")
+    model.info(stage="production")
+    assert ({**HOUSING, "stage": "production"}, 1.0) in provider.totals(MODEL_INFO)
+    assert ({**HOUSING, "stage": "staging"}, 1.0) not in provider.totals(MODEL_INFO)
+
+
+def test_a_description_is_the_same_in_other_words(recorded):
+    """What is left out and what is None, 8 and another library's 8, describe a model alike."""
+    model = Model(recorded.provider, name="housing", version="v1", features=np.int64(8))
+    assert model.description == describe(stage=None, features=8) == describe(features=8, type=None)
+    assert model.description != describe(stage="production", features=8)
+    model.info(stage="production")
+    assert model.description == describe(features=8), "it stays what was said first"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="run it where processes fork: Linux or macOS")
+def test_a_lock_held_at_the_fork_does_not_hang_the_child():
+    """A forked child can set the status although a thread of the parent was just setting one."""
+    program = """
+import os, signal, threading
+from otel_mlops import model as models
+from otel_mlops.sdk.provider import MeterProvider
+
+provider = MeterProvider(shutdown_on_exit=False)
+model = models.Model(provider, name="housing", version="v1")
+held, done = threading.Event(), threading.Event()
+
+def hold():
+    with models._lock:
+        held.set()
+        done.wait(30)
+
+threading.Thread(target=hold).start()
+held.wait(30)
+child = os.fork()
+if child == 0:
+    signal.alarm(10)
     model.status = "ready"
-    assert model.status == "ready"
+    os._exit(model.status != "ready")
+print(os.waitpid(child, 0)[1])
+done.set()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "0\n", done.stderr

@@ -363,10 +363,10 @@ class TestPrometheusMetrics:
         assert 0.25 <= page.value("database_operation_duration_seconds_sum") < 0.5
 
     def test_the_health_of_components_is_updated_and_told(self, metrics):
-        """Each component is 1 or 0, whatever is true or false is taken, and health() says it in one word."""
+        """Each component is 1 or 0, and health() says it in one word."""
         assert metrics.health() == {"status": "healthy", "components": {}}
         metrics.update_api_health_status("database", True)
-        metrics.update_api_health_status("model", None)
+        metrics.update_api_health_status("model", False)
         assert collect(metrics).value("api_health_status", component="model") == 0
         assert metrics.health() == {"status": "unhealthy", "components": {"database": True, "model": False}}
         metrics.update_api_health_status("model", 1)

@@ -17,10 +17,11 @@ import textwrap
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+import numpy as np
 import pytest
 from fastapi import FastAPI
 from opentelemetry.metrics import Observation
@@ -36,7 +37,7 @@ from prometheus_client import CollectorRegistry
 import otel_mlops
 from otel_mlops import configure_telemetry, get_metrics, get_telemetry, initialize_metrics
 from otel_mlops.configure import current
-from otel_mlops.metrics import ERRORS, PREDICTIONS
+from otel_mlops.metrics import ERRORS, MODEL_STATES, PREDICTIONS
 from otel_mlops.sdk import page
 from otel_mlops.settings import Settings
 from otel_mlops.telemetry import Telemetry
@@ -849,7 +850,6 @@ VERBS = {
     "update_api_health_status": lambda t, bad: t.update_api_health_status(bad, bad),
     "record_database_operation": lambda t, bad: t.record_database_operation(bad, bad, bad),
     "database_operation": lambda t, bad: t.database_operation(bad, bad).__enter__(),
-    "set_model_info": lambda t, bad: t.set_model_info(bad, bad, stage=bad, type=bad, features=bad),
 }
 
 
@@ -869,7 +869,7 @@ def test_no_recording_verb_raises_whatever_it_is_given(telemetry, verb):
         (lambda t, bad: t.record_request("GET", "/", 200, bad), "api.request.duration"),
         (lambda t, bad: t.record_prediction(bad, "v1"), "prediction.duration"),
         (lambda t, bad: t.record_prediction(1.0, "v1", bad), "prediction.values"),
-        (lambda t, bad: t.record_batch_prediction([bad], 1.0, "v1"), "prediction.values"),
+        (lambda t, bad: t.record_batch_prediction([1.0, bad], 1.0, "v1"), "prediction.values"),
         (lambda t, bad: t.record_model_load("v1", bad), "model.load.duration"),
         (lambda t, bad: t.update_model_performance_metrics("v1", "live", accuracy=bad), "model.accuracy.score"),
         (lambda t, bad: t.update_prediction_latency_percentiles("v1", p99_latency=bad), "prediction.latency.p99"),
@@ -908,6 +908,143 @@ def test_a_text_is_no_health(telemetry):
     assert telemetry.health()["components"] == {"database": True}
     assert collect(telemetry).labels("api_health_status") == [{"component": "database"}]
     assert collect(telemetry).value("otel_mlops_dropped_total", reason="type") == 6
+
+
+@pytest.mark.parametrize(
+    "bad", [math.nan, math.inf, None, 2, -1, 0.5, "1", "true", [], [1], np.float64("nan"), Hostile()]
+)
+def test_what_is_no_truth_value_is_no_health(telemetry, bad):
+    """Whatever is neither true nor false leaves a component's health as it was, and is counted."""
+    telemetry.update_api_health_status("database", False)
+    telemetry.update_api_health_status("database", bad)
+    telemetry.update_api_health_status("cache", bad)
+    assert telemetry.health()["components"] == {"database": False}
+    assert collect(telemetry).value("api_health_status") == 0
+    assert collect(telemetry).labels("api_health_status") == [{"component": "database"}]
+    assert collect(telemetry).value("otel_mlops_dropped_total") == 2
+
+
+@pytest.mark.parametrize(("healthy", "sick"), [(True, False), (1, 0), (1.0, 0.0), (np.True_, np.False_)])
+def test_truth_values_of_any_library_are_a_health(telemetry, healthy, sick):
+    """True and False, numpy's, and 1 and 0 say whether a component is healthy."""
+    telemetry.update_api_health_status("database", healthy)
+    telemetry.update_api_health_status("model", sick)
+    assert telemetry.health()["components"] == {"database": True, "model": False}
+    assert collect(telemetry).value("api_health_status", component="database") == 1
+    assert collect(telemetry).value("api_health_status", component="model") == 0
+
+
+class Shapeless(Sized):
+    """Three rows whose shape is None."""
+
+    shape = None
+
+    def __len__(self) -> int:
+        return 3
+
+
+class Unshaped(Shapeless):
+    """Three rows whose shape cannot be asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        raise RuntimeError("no shape yet")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [1.0, 2.0], [[1.0], [2.0]], ["cat", "dog"], [None, 1.0], [], [[0.1, 0.9]], np.ones((2, 1)), np.ones((2, 2)),
+        np.array(["cat"]), np.array(4.0), 4, None, "cat", b"cat", bytearray(b"cat"), {"cat": 0.7}, object(),
+        Shapeless(), Unshaped(), Hostile(),
+    ],
+    ids=lambda values: type(values).__name__,
+)  # fmt: skip
+def test_a_batch_by_a_verb_counts_as_one_by_a_model(telemetry, values):
+    """Whatever was predicted, the verb counts the rows and values that a Model counts, and drops as little."""
+    with telemetry.model("housing", "v1").prediction() as prediction:
+        prediction.values = values
+    telemetry.record_batch_prediction(values, 1.0, "v1", model_name="verb")
+
+    page = collect(telemetry)
+    counted = {"housing": {}, "verb": {}}
+    for (name, labels), value in page.items():
+        said = dict(labels)
+        if name.startswith("prediction") and not name.startswith(("prediction_duration", "predictions_in")):
+            counted[said.pop("model_name")][name, *sorted(said.items())] = value
+    assert counted["verb"] == counted["housing"] != {}
+    assert "otel_mlops_dropped_total" not in page.names()
+
+
+def test_values_that_cannot_be_read_are_said_once(telemetry, caplog):
+    """Rows whose values cannot be read count all the same, and one line says so."""
+    for _ in range(3):
+        telemetry.record_batch_prediction(Unshaped(), 1.0, "v1")
+    assert collect(telemetry).value("predictions_total", prediction_type="batch") == 9
+    assert caplog.text.count("Predicted values of type Unshaped cannot be read") == 1
+
+
+@pytest.mark.parametrize("first", ["model", "verb"])
+def test_a_model_knows_the_status_that_a_verb_has_set(telemetry, first):
+    """The verb and the model of one name and version say the same thing, whichever came first."""
+    model = telemetry.model("housing", "v1") if first == "model" else None
+    telemetry.set_model_status("v1", "ready", model_name="housing")
+    model = model or telemetry.model("housing", "v1")
+    assert model.status == "ready"
+    assert telemetry.model("housing", "v2").status is None
+    model.status = "error"
+    telemetry.set_model_status("v1", "unavailable", model_name="housing")
+    telemetry.set_model_status("v1", "loading")
+    assert model.status == "unavailable"
+    page = collect(telemetry)
+    on = [state for state in MODEL_STATES if page.value("model_status", model_name="housing", model_status=state)]
+    assert on == ["unavailable"]
+
+
+def test_a_model_and_a_verb_say_what_it_is_in_one_series(telemetry):
+    """The info of a name and version is the last that was said, by either, and what the model adds to it."""
+    model = telemetry.model("housing", "v1", stage="staging", type="regression")
+    telemetry.set_model_info("housing", "v1", stage="production", features=8)
+    housing = {"model_name": "housing", "model_version": "v1"}
+    assert collect(telemetry).labels("model_info") == [{**housing, "stage": "production", "features": "8"}]
+    model.info(stage="retired")
+    assert collect(telemetry).labels("model_info") == [{**housing, "stage": "retired", "features": "8"}]
+
+
+@pytest.mark.parametrize(
+    ("describe", "error", "message"),
+    [
+        (lambda t: t.set_model_info(None, "v1"), TypeError, "model_name is None, expected a non-empty str"),
+        (lambda t: t.set_model_info("housing", None), TypeError, "model_version is None, expected a non-empty str"),
+        (lambda t: t.set_model_info("", "v1"), ValueError, "model_name is '', expected a non-empty str"),
+        (lambda t: t.set_model_info("housing", ""), ValueError, "model_version is '', expected a non-empty str"),
+        (lambda t: t.set_model_info("housing", "v1", stage=1), TypeError, "stage is 1, expected"),
+        (lambda t: t.set_model_info("housing", "v1", type=""), ValueError, "type is '', expected"),
+        (lambda t: t.set_model_info("housing", "v1", features="abc"), TypeError, "features is 'abc', expected the num"),
+        (lambda t: t.set_model_info("housing", "v1", features=-3), ValueError, "features is -3, expected 0 or more"),
+        (lambda t: t.set_model_status(None, "ready"), TypeError, "model_version is None, expected a non-empty str"),
+        (lambda t: t.set_model_status("v1", "ready", model_name=1), TypeError, "model_name is 1, expected"),
+        (lambda t: t.set_model_status("v1", ["ready"]), TypeError, r"status is \['ready'\], expected"),
+        (lambda t: t.set_model_status("v1", "broken"), ValueError, "status is 'broken', expected one of error, load"),
+    ],
+)
+def test_a_mistake_in_what_is_said_of_a_model_names_the_argument(telemetry, describe, error, message):
+    """What describes a model is refused where it is no fit text or number, and nothing of it is on the page."""
+    with pytest.raises(error, match=message):
+        describe(telemetry)
+    assert not {"model_info", "model_status"} & collect(telemetry).names()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [({"version": "1"}, {"version": "2"}), ({"version": "1"}, {"version": "1", "region": "north"})]
+)
+def test_what_is_said_of_the_system_again_replaces_it(telemetry, old, new):
+    """The info of the system is one series, whether the new facts include the old ones or not."""
+    for facts in (old, old, new):
+        telemetry.system_info.info(facts)
+    assert collect(telemetry).labels("system_info") == [new]
+    telemetry.system_info.info(old)
+    assert collect(telemetry).labels("system_info") == [old]
 
 
 @pytest.mark.parametrize("facts", [None, "production", ["production"], {"version": 1}, {1: "1"}])
@@ -993,5 +1130,5 @@ def test_a_name_that_nobody_chose_is_no_difference():
     first = initialize_metrics(server_port=0, set_global=False)
     assert configure_telemetry(FastAPI(title="housing"), port=0, set_global=False) is first
     assert configure_telemetry(FastAPI(title="prices"), port=0, set_global=False) is first
-    with pytest.raises(RuntimeError, match="service_name is .* now 'flats'"):
+    with pytest.raises(RuntimeError, match=r"service_name is .* now 'flats'"):
         configure_telemetry(service_name="flats", port=0, set_global=False)

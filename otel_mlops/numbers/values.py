@@ -10,6 +10,39 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 
+class ValuesReader:
+    """Reads the values of predictions: raises nothing, and says once that some cannot be read."""
+
+    __slots__ = ("_told",)
+
+    def __init__(self) -> None:
+        self._told = False
+
+    def read(self, values: Any) -> tuple[int | None, Any]:
+        """Return the rows of a batch and its numbers; None and the number of a single prediction.
+
+        The numbers are None where there are none, as with labels, or with several a row.
+
+        >>> ValuesReader().read([[1.0], [2.0]]), ValuesReader().read(4), ValuesReader().read(["cat", "dog"])
+        ((2, [1.0, 2.0]), (None, 4), (2, None))
+        """
+        rows = None
+        try:
+            rows = count_rows(values)
+            if rows is None:
+                return None, values if is_number(values) else None
+            return rows, numbers_of(values) if rows else None
+        except Exception:
+            # The values are somebody else's objects: whatever they raise is no affair of the request's.
+            if not self._told:
+                self._told = True
+                logger.warning(
+                    "Predicted values of type %s cannot be read; the prediction is counted without them",
+                    type(values).__qualname__, exc_info=True,
+                )  # fmt: skip
+            return rows, None
+
+
 def count_rows(values: Any) -> int | None:
     """Return the rows of a batch, None for one answer: a scalar, a text, or a mapping of an answer's parts.
 

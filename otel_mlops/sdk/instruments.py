@@ -62,9 +62,12 @@ class Instrument:
         """
         return self._find(attributes)
 
-    def forget(self, attributes: Attributes | None = None) -> int:
-        """Remove the series that carry these attributes and return how many; recording begins them anew."""
-        gone = sum(stream.forget(attributes or {}) for stream in self._streams)
+    def forget(self, attributes: Attributes | None = None, *, but: Attributes | None = None) -> int:
+        """Remove the series that carry these attributes, `but` one, and return how many there were.
+
+        Recording into one begins it anew.
+        """
+        gone = sum(stream.forget(attributes or {}, but=but) for stream in self._streams)
         self._forget_forms()
         return gone
 
@@ -192,7 +195,7 @@ class _Bindable:
         """Return a handle that records nothing."""
         return NOWHERE
 
-    def forget(self, attributes: Attributes | None = None) -> int:
+    def forget(self, attributes: Attributes | None = None, *, but: Attributes | None = None) -> int:
         """Remove nothing."""
         return 0
 

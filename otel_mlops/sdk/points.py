@@ -70,6 +70,8 @@ class Points:
 
     def _point(self, series: Series, stream: Stream, now_ns: int, *, delta: bool) -> Any:
         values, start_ns = series.read(), series.born_ns
+        if not start_ns:
+            return None  # forgotten just now
         if delta:
             born_ns, last, last_ns = self._last.get(series, (0, [], 0))
             if born_ns != start_ns:

@@ -75,18 +75,22 @@ class MeterProvider(sdk.MeterProvider):
         max_series: int = 2000,
         disabled: bool | None = None,
     ) -> None:
+        # What is wrong is said before super(), which registers hooks for the fork and the exit.
         for view in views:
             _check_view(view)
-        # Before super(), which registers the fork hook that uses them.
+        for reader in metric_readers:
+            if reader in self._all_metric_readers:
+                msg = f"metric_readers: {reader} belongs to a provider already, and can belong to one only"
+                raise ValueError(msg)
+        if exemplar_filter is not None and type(exemplar_filter) not in _FILTERS:
+            names = sorted(_FILTERS.values())
+            msg = f"exemplar_filter must be one of the SDK's for {names}, not a {type(exemplar_filter).__name__}"
+            raise ValueError(msg)
         self.ledger = ledger or Ledger()
         self.max_series = max_series
         self._streams: list[Stream] = []
         super().__init__((), resource, exemplar_filter, shutdown_on_exit, views)
-        filter_type = type(self._sdk_config.exemplar_filter)
-        if filter_type not in _FILTERS:
-            msg = f"exemplar_filter must be one of {sorted(_FILTERS.values())}, not a {filter_type.__name__}"
-            raise ValueError(msg)
-        self._exemplar_filter = _FILTERS[filter_type]
+        self._exemplar_filter = _FILTERS[type(self._sdk_config.exemplar_filter)]
         if disabled is not None:
             self._disabled = disabled
         self._consumer = Consumer(self._sdk_config, self.streams)

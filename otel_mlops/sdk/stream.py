@@ -121,18 +121,20 @@ class Stream:
         every = list(self.series.values())
         return every if self._overflow is None else [*every, self._overflow]
 
-    def forget(self, attributes: Attributes, *, spare_busy: bool = False) -> int:
-        """Remove the series that carry all of these attributes and return how many there were.
+    def forget(self, attributes: Attributes, *, but: Attributes | None = None, spare_busy: bool = False) -> int:
+        """Remove the series that carry all of these attributes, `but` one, and return how many there were.
 
         With `spare_busy` an up-down counter that does not stand at 0 stays: what was added is yet to be taken
         away again, and would leave it at less than nothing.
         """
         wanted = {(name, _hash_attributes(_clean_attribute_value(value, None))) for name, value in attributes.items()}
         with self.ledger.lock:
+            spared = None if but is None else self.series.get(self._identify(but)[0])
             gone = [
                 series
                 for series in self._every()
-                if wanted <= {(name, _hash_attributes(value)) for name, value in series.attributes.items()}
+                if series is not spared
+                and wanted <= {(name, _hash_attributes(value)) for name, value in series.attributes.items()}
                 and not (spare_busy and self.kind == "updown" and any(series.read()))
             ]
             living = sum(series.place is not None for series in gone)

@@ -110,7 +110,7 @@ def test_what_is_changed_after_the_call_changes_nothing(provider: MeterProvider)
     handle = counter.bind(attributes)
     counter.add(1, attributes)
     attributes["a"] = "2"
-    attributes["list"].append(3)  # type: ignore[attr-defined]
+    attributes["list"].append(3)
     counter.add(10, attributes)
     handle.add(1)
     attributes.clear()
@@ -524,7 +524,7 @@ def test_a_meter_that_is_switched_off_and_on_again(provider: MeterProvider):
 
     counter = counter_of(provider)
     for enabled in (True, False, True):
-        provider._set_meter_configurator(meter_configurator=lambda _, on=enabled: _MeterConfig(is_enabled=on))  # type: ignore[misc]
+        provider._set_meter_configurator(meter_configurator=lambda _, on=enabled: _MeterConfig(is_enabled=on))
         counter.add(1)
         counter.add(1, {"a": "1"})
         counter.add(1, {"a": 1})

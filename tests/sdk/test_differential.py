@@ -312,7 +312,7 @@ def differential(examples: int) -> Callable[[Callable[..., None]], Callable[...,
     )
 
 
-@differential(120)
+@differential(80)
 def test_the_same_calls_give_the_same_metrics(
     temporalities: list[AggregationTemporality], views: list[int], actions: list[Action]
 ):
@@ -513,7 +513,7 @@ TYPED_ATTRIBUTES = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     calls=st.lists(
         st.tuples(st.sampled_from(PAGED), NUMBERS.map(abs), st.builds(dict.__or__, PAGE_ATTRIBUTES, TYPED_ATTRIBUTES)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import logging
 import math
@@ -33,7 +34,7 @@ from opentelemetry.sdk.metrics.view import (
 )
 
 from otel_mlops.metrics import API_REQUEST_DURATION, CATALOGUE, MODEL_STATUS, PREDICTIONS
-from otel_mlops.sdk.ledger import SERIES, STREAM, Ledger, read_ledger
+from otel_mlops.sdk.ledger import EXEMPLARS, SERIES, STREAM, Ledger, read_ledger
 from otel_mlops.sdk.page import PageReader
 from otel_mlops.sdk.provider import MeterProvider
 
@@ -172,6 +173,25 @@ def test_the_ledger_describes_itself(open_provider: OpenProvider, tmp_path: Path
     assert abs(of_histogram[2] - time.time_ns()) < 60e9
 
 
+def test_the_ledger_says_whose_exemplars_are_whose(open_provider: OpenProvider, tmp_path: Path):
+    """Exemplars lie in the file beside their series, named as it is, and go with it when it is forgotten."""
+    ledger = Ledger(lambda: tmp_path)
+    provider = open_provider(ledger=ledger, exemplar_filter=sdk.AlwaysOnExemplarFilter())
+    histogram = provider.get_meter("m").create_histogram("h", explicit_bucket_boundaries_advisory=[1.0])
+    for number in range(2):
+        histogram.record(0.5, {"n": number})
+    assert ledger.path is not None
+    kept = {
+        kind: [r.description[:2] for r in read_ledger(ledger.path) if r.kind == kind] for kind in (SERIES, EXEMPLARS)
+    }
+    assert kept[EXEMPLARS] == kept[SERIES] == [[1, [["n", 0]]], [1, [["n", 1]]]]
+    histogram.forget({"n": 0})
+    kept = {
+        kind: [r.description[:2] for r in read_ledger(ledger.path) if r.kind == kind] for kind in (SERIES, EXEMPLARS)
+    }
+    assert kept[EXEMPLARS] == kept[SERIES] == [[1, [["n", 1]]]]
+
+
 # --- Mistakes at the start ----------------------------------------------------------------------------------
 
 
@@ -205,10 +225,18 @@ def test_an_unknown_exemplar_filter_is_an_error(open_provider: OpenProvider):
         def should_sample(self, *_: Any) -> bool:
             return True
 
-    with pytest.raises(
-        ValueError, match=r"exemplar_filter must be one of \['always_off', 'always_on', 'trace_based'\]"
-    ):
-        open_provider(exemplar_filter=Mine())
+    hooks = atexit._ncallbacks()
+    with pytest.raises(ValueError, match=r"exemplar_filter must be .* \['always_off', 'always_on', 'trace_based'\]"):
+        MeterProvider(exemplar_filter=Mine())
+    assert atexit._ncallbacks() == hooks
+
+
+def test_a_reader_of_another_provider_is_an_error(open_provider: OpenProvider):
+    """A reader that is given to a second provider would read the first: it is refused."""
+    reader = InMemoryMetricReader()
+    open_provider(metric_readers=[reader])
+    with pytest.raises(ValueError, match="belongs to a provider already"):
+        open_provider(metric_readers=[reader])
 
 
 def test_a_view_of_buckets_leaves_other_kinds_as_they_are(
