@@ -132,9 +132,7 @@ def test_the_page_name_is_the_stock_exporters(row: Metric):
 
 NAMES = st.from_regex(r"[a-zA-Z][-_./a-zA-Z0-9]{0,20}", fullmatch=True)
 TEXTS = st.text(st.characters(codec="ascii", exclude_categories=["Cc"]), max_size=12)
-PARTS = st.sampled_from(
-    ["s", "ms", "By", "1", "%", "{x}", "m", "d", "w", "mo", "kHz", "", "_", "°C", "/", "Cel"]
-)
+PARTS = st.sampled_from(["s", "ms", "By", "1", "%", "{x}", "m", "d", "w", "mo", "kHz", "", "_", "°C", "/", "Cel"])
 
 
 @given(st.one_of(TEXTS, st.lists(PARTS, max_size=4).map("".join), st.lists(PARTS, max_size=3).map("/".join)))

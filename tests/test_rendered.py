@@ -41,9 +41,7 @@ def promtool(*arguments: str) -> str:
     path = shutil.which("promtool")
     if path is None:
         pytest.skip("promtool is not on the PATH: `make servers` installs it with Prometheus")
-    done = subprocess.run(
-        [path, *arguments], cwd=CONFIG, capture_output=True, text=True, timeout=60, check=False
-    )
+    done = subprocess.run([path, *arguments], cwd=CONFIG, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -171,9 +169,7 @@ def test_every_setting_is_in_the_reference_with_its_variables():
 def test_the_alerts_are_the_specifications():
     """The three alerts have the expression, the duration and the severity that were asked for."""
     (group,) = load("rules.yaml")["groups"]
-    assert [
-        (rule["alert"], rule["expr"], rule["for"], rule["labels"]["severity"]) for rule in group["rules"]
-    ] == [
+    assert [(rule["alert"], rule["expr"], rule["for"], rule["labels"]["severity"]) for rule in group["rules"]] == [
         ("HighErrorRate", "rate(errors_total[5m]) > 0.1", "2m", "warning"),
         ("GPUHighUtilization", "gpu_utilization_percent > 90", "5m", "warning"),
         ("ModelAccuracyDrop", "model_accuracy_score < 0.85", "1m", "critical"),

@@ -296,9 +296,7 @@ WRONG_ARGUMENTS: list[tuple[str, Any, type[Exception]]] = [
 
 
 @pytest.mark.parametrize(("field", "value", "error"), WRONG_ARGUMENTS)
-def test_a_wrong_argument_is_named_with_its_value_and_what_was_expected(
-    field: str, value: Any, error: type[Exception]
-):
+def test_a_wrong_argument_is_named_with_its_value_and_what_was_expected(field: str, value: Any, error: type[Exception]):
     """A mistake in the call is a TypeError or a ValueError that tells all there is to know."""
     said = f"{field} is {value!r}, expected {ROWS[field].expected}"
     for make in (from_env, Settings):
@@ -332,13 +330,9 @@ WRONG_VARIABLES = [
 
 
 @pytest.mark.parametrize(("variable", "text", "expected"), WRONG_VARIABLES)
-def test_a_wrong_variable_is_named_with_its_text_and_what_was_expected(
-    variable: str, text: str, expected: str
-):
+def test_a_wrong_variable_is_named_with_its_text_and_what_was_expected(variable: str, text: str, expected: str):
     """A mistake in the environment names the variable and not the field behind it."""
-    with pytest.raises(
-        ValueError, match=f"^{variable} is {text!r}, expected .*{expected}".replace("[", r"\[")
-    ):
+    with pytest.raises(ValueError, match=f"^{variable} is {text!r}, expected .*{expected}".replace("[", r"\[")):
         from_env({variable: text})
 
 
@@ -448,9 +442,7 @@ def test_no_secret_of_an_endpoint_is_ever_shown(url: str):
     )
 
 
-@pytest.mark.parametrize(
-    "url", [url.replace("https", "grpc") for url in SECRET_URLS] + [f"me:{SECRET}@host:4317"]
-)
+@pytest.mark.parametrize("url", [url.replace("https", "grpc") for url in SECRET_URLS] + [f"me:{SECRET}@host:4317"])
 def test_no_secret_stands_in_an_error(url: str):
     """An endpoint that is refused is named without what may be a credential."""
     with pytest.raises(ValueError, match=f"^{ENDPOINT} is '") as raised:
