@@ -14,6 +14,7 @@ from otel_mlops.doctor.patience import PATIENCE_S, within
 from otel_mlops.settings import Settings
 
 _REACH_TIMEOUT_S = 1.0
+_ANSWER_TIMEOUT_S = 2.0
 _MOST_PAGE_BYTES = 4 * 2**20
 _ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (compared, not listened on)
 
@@ -62,7 +63,7 @@ def check_collector(settings: Settings) -> Checked:
 
 def served_service(host: str, port: int) -> str | None:
     """The name of the service whose page is served there; None if there is no page of ours."""
-    connection = HTTPConnection(_ANYWHERE.get(host, host), port, timeout=2.0)
+    connection = HTTPConnection(_ANYWHERE.get(host, host), port, timeout=_ANSWER_TIMEOUT_S)
     try:
         connection.request("GET", "/metrics", headers={"Accept": "text/plain"})
         text = connection.getresponse().read(_MOST_PAGE_BYTES).decode(errors="replace")
