@@ -8,11 +8,16 @@ import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from otel_mlops.metrics import CATALOGUE
 from otel_mlops.sdk.page import Page, PageReader
 from otel_mlops.sdk.text import TEXT
+
+# The suite stays under a minute; where more examples pay, a test asks for them itself or is a stress test.
+hypothesis.settings.register_profile("unit", max_examples=30)
+hypothesis.settings.load_profile("unit")
 
 TESTS = Path(__file__).parent
 MAY_SKIP = TESTS / "gpu"

@@ -273,6 +273,7 @@ def test_a_program_that_ended_is_known_with_its_last_words():
     program.stop()
 
 
+@pytest.mark.stress
 def test_a_program_ends_when_its_owner_is_killed():
     """A process that started a program and is killed by SIGKILL leaves nothing behind."""
     code = """

@@ -108,6 +108,7 @@ def test_the_console_script_loads():
     assert callable(script.load())
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize(
     ("folder", "extras"),
     [
@@ -184,6 +185,7 @@ def run_suite(tmp_path: Path):
     return run_suite
 
 
+@pytest.mark.stress
 def test_a_skip_fails_in_ci(run_suite):
     """With CI=true each kind of skip outside tests/gpu fails and repeats how to get what is missing."""
     outcomes, output = run_suite(ci="true")
@@ -198,12 +200,14 @@ def test_a_skip_fails_in_ci(run_suite):
         assert re.search(rf"{place} may not skip here .*run make servers", output)
 
 
+@pytest.mark.stress
 def test_the_option_forbids_skips_as_well(run_suite):
     """--no-skips does on a laptop what CI=true does."""
     outcomes, _ = run_suite("--no-skips", ci="")
     assert outcomes == {"failed": 2, "errors": 3, "skipped": 1, "xfailed": 1}
 
 
+@pytest.mark.stress
 def test_a_laptop_may_skip_but_not_warn(run_suite):
     """Without CI=true a skip is a skip, while a warning that no line of the configuration explains fails."""
     outcomes, output = run_suite(ci="")

@@ -309,6 +309,7 @@ async def test_a_route_added_later_is_known(telemetry):
 # --- Labels are bounded --------------------------------------------------------------------------------------
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize(("instrumentation", "rounds"), [("auto", 500), ("none", 5000)])
 async def test_no_client_can_make_series(instrumentation, rounds, tmp_path):
     """Thousands of paths, methods and hosts leave a handful of series."""

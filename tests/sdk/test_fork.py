@@ -314,6 +314,7 @@ LOCKS = [
 ]  # fmt: skip
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize("name", [*LOCKS, "all"])
 def test_a_fork_while_another_thread_holds_a_lock(
     open_provider: OpenProvider, reader: PageReader, tmp_path: Path, fork: Any, recording: None, name: str

@@ -438,6 +438,7 @@ HALVES = [
 HALVES_SUM = float(sum(float(each) for each in HALVES))
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize("bound", [True, False])
 def test_eight_threads_lose_nothing(provider: MeterProvider, recording: str, impatient: None, bound: bool):
     """Totals are exact for every type of number while eight threads add to the same series."""
@@ -602,6 +603,7 @@ def test_an_exemplar_that_is_made_twice_at_once_breaks_nothing(open_provider: Op
     assert [each and each.value for each in handle.exemplars.read()][-1] == 9.0
 
 
+@pytest.mark.stress
 @needs_timers
 def test_a_signal_handler_may_make_series_while_they_are_listed(open_provider: OpenProvider):
     """New series that a handler makes while a page or a reader goes through them disturb nobody."""
