@@ -63,6 +63,11 @@ class Family:
         self.written: dict[str, Written] = {}
 
     @property
+    def identity(self) -> tuple[str, str]:
+        """What two metrics of one family have in common."""
+        return self.name, self.type
+
+    @property
     def sample(self) -> str:
         """The name of its samples, histograms aside."""
         return self.name + {"counter": "_total", "info": "_info"}.get(self.type, "")

@@ -13,7 +13,7 @@ from opentelemetry.sdk.metrics.export import MetricsData, Sum
 from prometheus_client import CollectorRegistry, Metric, generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
-from otel_mlops.metrics import PAGE_DURATION, PAGE_SERIES
+from otel_mlops.metrics import CATALOGUE, PAGE_DURATION, PAGE_SERIES
 from otel_mlops.sdk.families import Fact, Family, Observed, Readable, Written
 from otel_mlops.sdk.text import OPENMETRICS, choose_format, label_text, labels
 
@@ -25,6 +25,15 @@ _logger = logging.getLogger(__name__)
 
 _PATIENCE_S = 5.0
 """How long a scrape waits for another one's rendering."""
+
+
+def _ours() -> dict[str, tuple[str, str]]:
+    families = (Family(row.name, row.kind, row.unit, row.help) for row in CATALOGUE)
+    return {name: family.identity for family in families for name in family.names()}
+
+
+_OURS = _ours()
+"""The names of the catalogue: another metric that would take one of them is left out even if it comes first."""
 
 
 class Page(NamedTuple):
@@ -182,6 +191,7 @@ class PageReader(PrometheusMetricReader):
         if found is not None and found.type == made.type:
             return found
         owners = {self._owners[each].name for each in made.names() if each in self._owners}
+        owners |= {_OURS[each][0] for each in made.names() if _OURS.get(each, made.identity) != made.identity}
         if owners:
             self._tell(f"{name} ({kind}) is left out: its name on the page belongs to {', '.join(sorted(owners))}")
             return None

@@ -28,6 +28,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from otel_mlops.metrics import (
     API_REQUEST_DURATION,
     CATALOGUE,
+    ERRORS,
     MODEL_INFO,
     MODEL_STATES,
     MODEL_STATUS,
@@ -952,3 +953,14 @@ def test_a_collection_that_fails_costs_only_what_is_observed(
     for _ in range(2):
         assert "c_total 1.0" in text_of(reader)
     assert says(caplog) == ["page: observable instruments could not be read: RuntimeError('no storage')"]
+
+
+def test_the_names_of_the_catalogue_are_kept_for_it(paged, reader, caplog):
+    """A gauge of the program's that would be `errors` is left out, although it came before our counter."""
+    paged.get_meter("shop").create_gauge("errors").set(3)
+    reader.page()
+    paged.instrument(ERRORS).add(1, {"error_type": "ValueError", "endpoint": "/predict"})
+    page = check_page(reader)
+    assert page.value("errors_total", error_type="ValueError", endpoint="/predict") == 1
+    assert page.value("errors") is None
+    assert "errors (gauge) is left out: its name on the page belongs to errors" in caplog.text
