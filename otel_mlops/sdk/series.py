@@ -12,7 +12,7 @@ import sys
 import time
 from bisect import bisect_left
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from opentelemetry import context as otel_context
 
@@ -30,15 +30,6 @@ if TYPE_CHECKING:
 
 Cells: TypeAlias = Any
 """A memoryview of doubles, or its stand-in before the first record; typed loosely because += is indexed."""
-
-
-class Handle(Protocol):
-    """What `bind()` gives: of add, record, record_many and set the ones that fit its instrument."""
-
-    def add(self, amount: float) -> None: ...
-    def record(self, value: float) -> None: ...
-    def record_many(self, values: Iterable[float]) -> None: ...
-    def set(self, value: float) -> None: ...
 
 
 class Unborn:

@@ -73,11 +73,6 @@ class Stream:
         self.sampling = choices.get(self.exemplar_filter) or current_context()
 
     @property
-    def sampling_on(self) -> bool:
-        """Whether exemplars are taken at all."""
-        return self.exemplar_filter != "always_off"
-
-    @property
     def sampling_always(self) -> bool:
         """Whether they are taken without a sampled span too."""
         return self.exemplar_filter == "always_on"
@@ -93,11 +88,6 @@ class Stream:
                 series = self.series.setdefault(key, series)
         # Outside of the lock: counting what overflows takes the locks of the metric that counts it.
         return series if series is not None else self._overflowing()
-
-    @property
-    def is_full(self) -> bool:
-        """Whether further sets of attributes go to the overflow."""
-        return len(self.series) >= self.limit
 
     def is_overflow(self, series: Series) -> bool:
         """Whether this is the series of what the metric has no room for."""
