@@ -10,17 +10,16 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
 
 from otel_mlops import metrics as rows
-from otel_mlops.daily import Daily
-from otel_mlops.sdk import group
 from otel_mlops.sdk.bounded import call_within
+from otel_mlops.sdk.group import group_of
 from otel_mlops.sdk.ledger import Ledger
+from otel_mlops.sdk.member import Member
 from otel_mlops.sdk.provider import MeterProvider, exemplar_filter
 from otel_mlops.settings import Settings
 from otel_mlops.verbs import Verbs
@@ -41,10 +40,8 @@ _logger = logging.getLogger(__name__)
 EXIT_TIMEOUT_S = 2.0
 """How long the end of the process waits for what is still to be sent."""
 
-_OBSERVED = (
-    *(row for row in rows.CATALOGUE if row.across == "once" and row.kind == "gauge" and row is not rows.PAGE_SERIES),
-)
-"""The rows that a source reads, and those about the sources themselves."""
+_REFRESH_TIMEOUT_S = 2.0
+"""How long the callbacks of a worker that does not lead may take together."""
 
 
 class Telemetry(Verbs):
@@ -63,9 +60,8 @@ class Telemetry(Verbs):
         sources: Mapping[str, Source] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        from otel_mlops.leading import Leading
         from otel_mlops.sdk.page import PageReader
-        from otel_mlops.sdk.server import PageServer
-        from otel_mlops.sources.sampler import Sampler
         from otel_mlops.tasks import Tasks
 
         self.settings = settings
@@ -75,31 +71,43 @@ class Telemetry(Verbs):
         self.at_end: list[Callable[[Telemetry], None]] = []
         self._models: dict[tuple[str, str], Any] = {}
         self._page = PageReader(registry=registry)
+        self._group = group_of(settings)
         self.meter_provider = MeterProvider(
             (self._page, *metric_readers),
             _resource(settings),
             exemplar_filter(settings.exemplar_filter),
             shutdown_on_exit=False,
             views=views,
-            ledger=Ledger(self._folder, on_fault=self._on_ledger_fault),
+            ledger=Ledger(self._group, on_fault=self._on_ledger_fault, max_bytes=settings.max_ledger_bytes),
+            group=self._group,
             max_series=settings.max_series,
+            stale_s=max(3 * settings.monitoring_interval, 15.0),
             disabled=settings.disabled,
         )
         super().__init__(self.meter_provider)
         self.meter = self.meter_provider.get_meter(settings.service_name, settings.service_version)
         self.tracer_provider = self._open_tracer_provider()
         self.tracer = trace.get_tracer(settings.service_name, settings.service_version, self.tracer_provider)
-        self._daily = Daily(self.meter_provider)
-        self._sampler = Sampler(
+        self._leading = Leading(
+            settings,
+            self.meter_provider,
+            self._group,
+            self.page,
             self._open_sources() if sources is None else sources,
-            settings.monitoring_interval,
-            on_dropped=self.meter_provider.count_dropped,
-            at_midnight=self._daily.begin_day,
-            wall_clock=clock,
+            is_leader=self._speaks_for_all,
+            on_export_failure=self._on_export_failure,
+            clock=clock,
         )
-        self._tasks = Tasks(self.meter_provider, is_leader=self._leads)
-        self._server = PageServer(self.page, settings.host, settings.port)
-        self._push: MetricReader | None = None
+        self._member = Member(
+            self._group,
+            self.meter_provider,
+            on_lead=self._leading.start,
+            on_lost=partial(self._leading.stop, EXIT_TIMEOUT_S),
+            on_forget=self._forget_here,
+            refresh=self._refresh,
+            refresh_s=settings.monitoring_interval,
+        )
+        self._tasks = Tasks(self.meter_provider, is_leader=lambda: self._member.leads)
         if "otlp" in settings.metrics_exporter and not settings.disabled:
             from otel_mlops import otlp
 
@@ -108,7 +116,6 @@ class Telemetry(Verbs):
             self._export_failures[signal] = self.meter_provider.instrument(rows.EXPORT_FAILURES).bind(
                 {"signal": signal}
             )
-        self._describe()
         _at_fork(self)
 
     # --- What a service asks for ---------------------------------------------------------------------------
@@ -157,7 +164,7 @@ class Telemetry(Verbs):
 
     def sample(self) -> None:
         """Read all sources now, in this thread."""
-        self._sampler.sample()
+        self._leading.sampler.sample()
 
     def forget(self, **labels: str) -> int:
         """Remove the series that carry all of these labels (`model_version="v1"`) and return how many.
@@ -166,8 +173,19 @@ class Telemetry(Verbs):
         """
         if not labels:
             raise ValueError("forget() is given no label, expected at least one, as in forget(model_version='v1')")
+        if self._group is not None and self.meter_provider.ledger.path is not None:
+            try:
+                self._group.tell_to_forget(labels)
+            except OSError as error:
+                _logger.warning("the other workers were not told to forget %s: %s", labels, error)
+            else:
+                # What others were asked to forget before comes first; ours is the last of it.
+                return [self._forget_here(each) for each in self.meter_provider.everyone.follow()][-1]
+        return self._forget_here(labels)
+
+    def _forget_here(self, labels: Mapping[str, str]) -> int:
         gone = self.meter_provider.forget(labels)
-        self._daily.forget(labels)
+        self._leading.daily.forget(labels)
         self._forget_health(labels)
         with self._lock:
             for name, version_ in list(self._models):
@@ -183,7 +201,7 @@ class Telemetry(Verbs):
     @property
     def url(self) -> str:
         """Where the page is served."""
-        return self._server.url
+        return self._leading.server.url
 
     # --- Start and end ---------------------------------------------------------------------------------------
 
@@ -195,15 +213,11 @@ class Telemetry(Verbs):
             if self._started or self._ended:
                 return
             self._started = True
-            if "prometheus" in self.settings.metrics_exporter and self.settings.start_server:
-                self._server.start()
-            self._sampler.start()
+            self.meter_provider.ledger.rejoin()
+            self._say_what_runs()
+            self.meter_provider.settle()
+            self._member.start()
             self._tasks.start()
-            if "otlp" in self.settings.metrics_exporter:
-                from otel_mlops.otlp import open_metric_reader
-
-                self._push = open_metric_reader(self.settings, on_failure=self._on_export_failure)
-                self.meter_provider.add_metric_reader(self._push)
         self._say()
 
     def force_flush(self, timeout_s: float = 10.0) -> bool:
@@ -224,20 +238,18 @@ class Telemetry(Verbs):
             if not self._started:
                 return
             self._started = False
-            push, self._push = self._push, None
         deadline = time.monotonic() + timeout_s
         self._tasks.stop(timeout_s / 4)
-        self._sampler.stop(timeout_s / 4)
+        self._member.stop(timeout_s / 4)
         left_s = max(0.1, deadline - time.monotonic())
-        calls: list[Callable[[], object]] = [partial(self._server.stop, left_s)]
-        if push is not None:
-            # Its end is its last export.
-            calls.append(partial(self.meter_provider.remove_metric_reader, push))
+        calls: list[Callable[[], object]] = [partial(self._leading.stop, left_s)]
         if self.tracer_provider is not None:
             calls.append(partial(self.tracer_provider.force_flush, int(left_s * 1e3)))
         call_within(left_s, *calls)
         self.meter_provider.force_flush(max(0.1, deadline - time.monotonic()) * 1e3)
-        self.meter_provider.ledger.close()
+        # The numbers first: whoever leads next must find them where the dead leave theirs.
+        self.meter_provider.leave()
+        self._member.give_up()
 
     def shutdown(self, timeout_s: float = EXIT_TIMEOUT_S) -> None:
         """End everything within the time; a second call does nothing. Records are still taken, and seen by nobody."""
@@ -275,12 +287,16 @@ class Telemetry(Verbs):
 
     # --- Wiring ----------------------------------------------------------------------------------------------
 
-    def _folder(self) -> Path:
-        return group.open_folder(self.settings.state_dir)
+    def _speaks_for_all(self) -> bool:
+        """Whether this worker says what is said once for the group: as its leader, or as all there is of it."""
+        return self._member.leads or (not self._started and self.meter_provider.everyone.is_alone)
 
-    def _leads(self) -> bool:
-        # The worker that has the page is the one that does what is to be done once.
-        return not self.settings.start_server or self._server.serving.is_set()
+    def _refresh(self) -> None:
+        """Have callbacks speak, and say how this worker's ledger is."""
+        ledger = self.meter_provider.ledger
+        self.meter_provider.instrument(rows.LEDGER_SIZE).set(ledger.total_bytes)
+        self.meter_provider.instrument(rows.LEDGER_UP).set(float(ledger.fault is None))
+        self.meter_provider.refresh(self._page, _REFRESH_TIMEOUT_S)
 
     def _on_ledger_fault(self, fault: str) -> None:
         _logger.warning(
@@ -317,16 +333,7 @@ class Telemetry(Verbs):
                 sources["host"] = _missing(str(error))
         return sources
 
-    def _describe(self) -> None:
-        """Create what is observed, and say what runs here."""
-        meter = self.meter_provider.get_meter("otel_mlops")
-        for row in _OBSERVED:
-            meter.create_observable_gauge(row.name, [self._sampler.observe(row)], row.unit, row.help)
-        daily = rows.DAILY_PREDICTIONS
-        meter.create_observable_counter(daily.name, [self._daily.observe], daily.unit, daily.help)
-
-    def _say(self) -> None:
-        """One line at the start: where the page is, and whether anybody may read it."""
+    def _say_what_runs(self) -> None:
         self.meter_provider.instrument(rows.BUILD_INFO).set(
             1.0,
             {
@@ -335,12 +342,17 @@ class Telemetry(Verbs):
                 "opentelemetry_version": _version("opentelemetry-sdk"),
             },
         )
-        if "prometheus" not in self.settings.metrics_exporter or not self.settings.start_server:
+        self._refresh()
+
+    def _say(self) -> None:
+        """One line at the start: where the page is, and whether anybody may read it."""
+        served = "prometheus" in self.settings.metrics_exporter and self.settings.start_server
+        if not served or not self._member.leads:
             return
         loopback = self.settings.host in ("127.0.0.1", "::1", "localhost")
         level = logging.INFO if loopback else logging.WARNING
         who = "this machine only" if loopback else "anybody who reaches this port, without a password"
-        if self._server.fault is None:
+        if self._leading.server.fault is None:
             _logger.log(level, "the page of %s is on %s, open to %s", self.settings.service_name, self.url, who)
 
     def after_fork(self) -> None:
@@ -348,13 +360,9 @@ class Telemetry(Verbs):
         self._lock = threading.RLock()
         self._started = False
         self._page.after_fork()
-        self._server.after_fork()
-        self._sampler.after_fork()
+        self._member.after_fork()
+        self._leading.after_fork()
         self._tasks.after_fork()
-        self._daily.after_fork()
-        if self._push is not None:
-            self.meter_provider.remove_metric_reader(self._push)
-            self._push = None
 
 
 def _missing(fault: str) -> Source:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -79,6 +80,7 @@ def fresh_telemetry(
     Units:   `clock` counts seconds from the epoch in UTC.
     """
     private: dict[str, Any] = {"service_name": "test", "start_server": False, "set_global": False}
+    private["group"] = f"test-{uuid.uuid4().hex}"
     telemetry = Telemetry(Settings(**(private | settings)), sources=sources or {}, clock=clock)
     before = current.telemetry
     current.telemetry = telemetry

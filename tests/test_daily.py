@@ -152,10 +152,10 @@ def test_midnight_while_predictions_and_scrapes_go_on_loses_nothing(provider, da
 def test_midnight_in_the_middle_of_a_scrape_waits_for_its_end(provider, daily, monkeypatch):
     """A reading that is newer than a scrape's totals must not look to it like a model that has begun anew."""
     predict(provider, 5)
-    read = provider.totals
+    read = provider.everyone.totals
 
     def read_and_let_midnight_come(row):
-        monkeypatch.setattr(provider, "totals", read)
+        monkeypatch.setattr(provider.everyone, "totals", read)
         before = read(row)
         predict(provider, 1)
         midnight.start()
@@ -163,7 +163,7 @@ def test_midnight_in_the_middle_of_a_scrape_waits_for_its_end(provider, daily, m
         return before
 
     midnight = threading.Thread(target=daily.begin_day)
-    monkeypatch.setattr(provider, "totals", read_and_let_midnight_come)
+    monkeypatch.setattr(provider.everyone, "totals", read_and_let_midnight_come)
     assert today(daily) == {"v1": 5}
     midnight.join(PATIENCE_S)
     assert today(daily) == {"v1": 0}

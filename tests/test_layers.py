@@ -28,6 +28,7 @@ DOWNWARD = {
     "verbs": {"metrics", "model", "numbers", "sdk"},
     "web": {"metrics", "numbers", "sdk"},
 }
+DOWNWARD["leading"] = {"daily", "metrics", "otlp", "sdk", "settings", "sources"}
 DOWNWARD["telemetry"] = set(DOWNWARD) - {"rules"}
 DOWNWARD["configure"] = {"sdk", "settings", "telemetry"}
 ON_TOP = {"__init__", "cli", "demo", "doctor", "render", "testing"}

@@ -612,7 +612,7 @@ class TestMetricsIntegration:
                 metrics.start()
                 metrics.record_error("ValueError", "/predict")
                 assert collect(metrics).value("errors_total") == 1
-        assert f"port {port}" in caplog.text
+                eventually(lambda: f"port {port}" in caplog.text)
 
     def test_everything_ends_at_shutdown(self):
         """After shutdown no thread of ours is left, the port is free, and recording still raises nothing."""

@@ -19,7 +19,7 @@ from http.client import HTTPConnection
 
 import pytest
 
-from otel_mlops.sdk import scrape, server
+from otel_mlops.sdk import connections, scrape, server, sharing
 from otel_mlops.sdk.page import Page
 from otel_mlops.sdk.server import PageServer
 from otel_mlops.sdk.text import OPENMETRICS, TEXT
@@ -49,6 +49,15 @@ def large(accept):
     return LARGE
 
 
+def giving(page):
+    """What makes this page, whatever is asked for."""
+
+    def make(accept):
+        return page
+
+    return make
+
+
 def eventually(holds: Callable[[], object], patience_s: float = PATIENCE_S) -> None:
     """Wait until a condition holds, or fail."""
     until = time.monotonic() + patience_s
@@ -58,9 +67,9 @@ def eventually(holds: Callable[[], object], patience_s: float = PATIENCE_S) -> N
 
 
 @contextmanager
-def serving(page=None, host="127.0.0.1", port=0):
+def serving(page=None, host="127.0.0.1", port=0, **options):
     """A server that serves until the block ends."""
-    page_server = PageServer(page or large, host, port)
+    page_server = PageServer(page or large, host, port, **options)
     page_server.start()
     try:
         if page_server.fault is None:
@@ -236,7 +245,7 @@ def test_the_format_is_what_the_client_asks_for(accept, content_type):
     with fresh_telemetry(start_server=True, port=0) as telemetry:
         telemetry.record_error("ValueError", "/predict")
         telemetry.start()
-        response, body = request(telemetry._server, Accept=accept)
+        response, body = request(telemetry._leading.server, Accept=accept)
     assert response.headers["Content-Type"] == content_type
     assert body.endswith(b"# EOF\n") is (content_type == OPENMETRICS)
     assert b'errors_total{endpoint="/predict",error_type="ValueError"} 1' in body
@@ -330,6 +339,22 @@ def test_a_client_that_leaves_early_harms_nobody(raw, caplog):
     assert not caplog.records
 
 
+@pytest.mark.parametrize("raw", [b"GET /metrics HTTP/1.1\r\nHost: a", b"GET /metrics HTTP/1.1\r\n", b"GET /metr"])
+def test_half_a_request_is_not_taken_for_a_whole_one(raw):
+    """Of who leaves, or has to, in the middle of a request nothing is answered, made or counted."""
+    made, refused = [], []
+
+    def page(accept):
+        made.append(accept)
+        return SMALL
+
+    with serving(page, on_refused=refused.append) as page_server, connect(page_server) as connection:
+        connection.sendall(raw)
+        connection.shutdown(socket.SHUT_WR)
+        assert everything(connection) == b""
+    assert made == refused == []
+
+
 def test_a_client_that_says_nothing_is_sent_away(monkeypatch):
     """A connection without a request ends when the time for one is over."""
     monkeypatch.setattr(scrape, "REQUEST_TIMEOUT_S", 0.1)
@@ -382,14 +407,14 @@ def test_idle_connections_do_not_keep_a_scraper_out():
         began_s = time.monotonic()
         statuses = [request(page_server)[0].status for _ in range(5)]
         took_s = time.monotonic() - began_s
-        eventually(lambda: request_threads() <= server.MOST_CONNECTIONS)
+        eventually(lambda: request_threads() <= connections.MOST_CONNECTIONS)
     assert statuses == [200] * 5
     assert took_s < 2.0
 
 
 def test_the_oldest_idle_connection_makes_room(monkeypatch):
     """When there are too many connections it is the one that has waited longest that is ended, not a newer one."""
-    monkeypatch.setattr(server, "MOST_CONNECTIONS", 3)
+    monkeypatch.setattr(connections, "MOST_CONNECTIONS", 3)
     with serving() as page_server, ExitStack() as stack:
         first, second, third = (stack.enter_context(connect(page_server)) for _ in range(3))
         eventually(lambda: request_threads() == 3)
@@ -401,8 +426,9 @@ def test_the_oldest_idle_connection_makes_room(monkeypatch):
 
 
 def test_a_page_that_is_being_made_does_not_make_room(monkeypatch):
-    """Requests that are being worked on are finished; one too many beside them is closed, and no thread is added."""
-    monkeypatch.setattr(server, "MOST_CONNECTIONS", 2)
+    """Requests that are being worked on are finished; further ones wait for them in the kernel, and get no thread."""
+    monkeypatch.setattr(connections, "MOST_CONNECTIONS", 2)
+    monkeypatch.setattr(server, "_ROOM_TIMEOUT_S", PATIENCE_S)
     go_on = threading.Event()
 
     def page(accept):
@@ -413,12 +439,348 @@ def test_a_page_that_is_being_made_does_not_make_room(monkeypatch):
         asked = [stack.enter_context(connect(page_server)) for _ in range(2)]
         for connection in asked:
             connection.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
-        eventually(lambda: [*page_server._connections._waits.values()] == [False, False])
-        for _ in range(5):
-            assert everything(stack.enter_context(connect(page_server))) == b""
+        eventually(lambda: [each.is_busy for each in page_server._connections._all] == [True, True])
+        asked += [stack.enter_context(connect(page_server)) for _ in range(5)]
+        for connection in asked[2:]:
+            connection.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+        asked[-1].settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            asked[-1].recv(1)
+        asked[-1].settimeout(PATIENCE_S)
         assert request_threads() == 2
         go_on.set()
         assert all(everything(connection).endswith(SMALL.body) for connection in asked)
+
+
+def test_who_waits_too_long_for_a_place_is_sent_away(monkeypatch):
+    """Where every place is taken by a page that hangs, a further client is closed after a time, and counted."""
+    monkeypatch.setattr(connections, "MOST_CONNECTIONS", 1)
+    monkeypatch.setattr(server, "_ROOM_TIMEOUT_S", 0.02)
+    go_on, refused = threading.Event(), []
+
+    def page(accept):
+        go_on.wait(PATIENCE_S)
+        return SMALL
+
+    with serving(page, on_refused=refused.append) as page_server, connect(page_server) as asking:
+        asking.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+        eventually(lambda: [each.is_busy for each in page_server._connections._all] == [True])
+        for _ in range(3):
+            with connect(page_server) as connection:
+                assert everything(connection) == b""
+        assert refused == ["busy"] * 3
+        assert request_threads() == 1
+        go_on.set()
+        assert everything(asking).endswith(SMALL.body)
+
+
+def slow_reader(page_server, receive_bytes=128 * 1024, source="127.0.0.1"):
+    """A client that has asked for the page and has little room for what comes."""
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+    client.settimeout(PATIENCE_S)
+    client.bind((source, 0))
+    client.connect(("127.0.0.1", page_server.port))
+    client.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+    return client
+
+
+def test_a_slow_reader_keeps_its_place_while_idle_clients_come_and_go(monkeypatch):
+    """A client that takes a large page slowly gets all of it, though a crowd of idle ones fills the places."""
+    monkeypatch.setattr(connections, "FRESH_S", 0.0)
+    huge = Page(bytes(4_000_000), TEXT)
+    got = 0
+    with serving(giving(huge)) as page_server, ExitStack() as idle, slow_reader(page_server) as reader:
+        while part := reader.recv(100_000):
+            got += len(part)
+            if got < 500_000:
+                for _ in range(20):
+                    idle.enter_context(connect(page_server))
+    assert got > 4_000_000
+
+
+def test_clients_that_read_nothing_make_room(monkeypatch):
+    """With every place taken by clients that take nothing of a large page, a scrape is answered at once."""
+    huge = Page(bytes(4_000_000), TEXT)
+    refused = []
+    with serving(giving(huge), on_refused=refused.append) as page_server, ExitStack() as stack:
+        for _ in range(connections.MOST_CONNECTIONS + 8):
+            stack.enter_context(slow_reader(page_server))
+        eventually(lambda: sum(bool(each.body) for each in page_server._connections._all) >= 32)
+        began_s = time.monotonic()
+        response, body = request(page_server)
+        took_s = time.monotonic() - began_s
+        assert (response.status, len(body)) == (200, 4_000_000)
+        assert took_s < 3.0
+        assert set(refused) == {"busy"}
+        page_server._connections.end_waiting()
+
+
+def test_the_slowest_makes_room_first(monkeypatch):
+    """Among clients that are being sent a page it is the one that has taken nothing for longest that goes."""
+    monkeypatch.setattr(connections, "MOST_CONNECTIONS", 2)
+    huge = Page(bytes(8_000_000), TEXT)
+    stopped = threading.Event()
+    with serving(giving(huge)) as page_server, slow_reader(page_server) as stalled:
+        eventually(lambda: [bool(each.body) for each in page_server._connections._all] == [True])
+        with slow_reader(page_server) as reading, ThreadPoolExecutor(1) as beside:
+
+            def read():
+                got = 0
+                while part := reading.recv(20_000):
+                    got += len(part)
+                    stopped.wait(0 if stopped.is_set() else 0.002)
+                return got
+
+            reader = beside.submit(read)
+            response, _ = request(page_server, "/-/healthy")
+            stopped.set()
+            assert response.status == 200
+            assert reader.result() > 8_000_000
+        with suppress(ConnectionError):
+            assert len(everything(stalled)) < 8_000_000
+
+
+@pytest.mark.parametrize(("pause_s", "is_served"), [(0.0, True), (0.05, False)])
+def test_an_answer_must_be_taken_at_a_rate(monkeypatch, pause_s, is_served):
+    """Who takes the page fast enough gets all of it, over as many times as it needs; who trickles is sent away."""
+    monkeypatch.setattr(scrape, "ANSWER_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(scrape, "SLOWEST_BYTES_PER_S", 2_000_000)
+    huge = Page(bytes(3_000_000), TEXT)
+    refused, got = [], 0
+    with serving(giving(huge), on_refused=refused.append) as page_server, slow_reader(page_server) as client:
+        eventually(lambda: request_threads() == 1)
+        with suppress(ConnectionError):
+            while (part := client.recv(50_000 if is_served else 1_000)) and (is_served or request_threads()):
+                got += len(part)
+                threading.Event().wait(pause_s)
+        eventually(lambda: request_threads() == 0)
+    assert (got > 3_000_000) is is_served
+    assert refused == ([] if is_served else ["request"])
+
+
+def test_a_crowd_from_one_host_displaces_itself(monkeypatch):
+    """Idle connections of a host that has most of them make room, and not another host's older one."""
+    monkeypatch.setattr(connections, "MOST_CONNECTIONS", 4)
+    with serving() as page_server, ExitStack() as stack:
+        lonely = stack.enter_context(
+            socket.create_connection(("127.0.0.1", page_server.port), PATIENCE_S, ("127.0.0.2", 0))
+        )
+        eventually(lambda: request_threads() == 1)
+        crowd = [stack.enter_context(connect(page_server)) for _ in range(12)]
+        assert all(everything(each) == b"" for each in crowd[:9])
+        lonely.sendall(b"GET /-/healthy HTTP/1.1\r\n\r\n")
+        assert everything(lonely).startswith(b"HTTP/1.1 200")
+
+
+def test_a_request_that_has_come_is_not_taken_for_an_idle_client():
+    """With more requests at a time than places nobody who has asked is sent away for another."""
+    refused = []
+    with (
+        serving(on_refused=refused.append) as page_server,
+        ThreadPoolExecutor(3 * connections.MOST_CONNECTIONS) as many,
+    ):
+        statuses = list(many.map(lambda _: request(page_server)[0].status, range(300)))
+    assert statuses == [200] * 300
+    assert refused == []
+
+
+def test_what_is_kept_for_slow_readers_is_bounded(monkeypatch):
+    """Pages that clients are slow to take are kept up to a size; then the slowest goes. A shared one counts once."""
+    monkeypatch.setattr(connections, "MOST_SENDING_BYTES", 3_500_000)
+    monkeypatch.setattr(connections, "STALLED_S", 0.0)
+    shared = Page(bytes(1_000_000), TEXT)
+    is_shared = threading.Event()
+
+    def page(accept):
+        return shared if is_shared.is_set() else Page(bytes(1_000_000), TEXT)
+
+    refused = []
+    with serving(page, on_refused=refused.append) as page_server, ExitStack() as stack:
+
+        def sending():
+            return sum(bool(each.body) for each in page_server._connections._all)
+
+        for count in (1, 2, 3):
+            stack.enter_context(slow_reader(page_server))
+            eventually(lambda count=count: sending() == count)
+        assert refused == []
+        stack.enter_context(slow_reader(page_server))
+        eventually(lambda: refused == ["busy"])
+        assert sending() == 3
+        page_server._connections.end_waiting()
+        is_shared.set()
+        for each in list(page_server._connections._all):
+            each.end()
+        eventually(lambda: request_threads() == 0)
+        for count in range(1, 8):
+            stack.enter_context(slow_reader(page_server))
+            eventually(lambda count=count: sending() == count)
+        assert refused == ["busy"]
+        for each in list(page_server._connections._all):
+            each.end()
+
+
+@pytest.mark.parametrize(
+    ("raw", "refused"),
+    [
+        (b"GET / HTTP/2.0\r\n\r\n", ["request"]),
+        (b"POST / HTTP/1.1\r\n\r\n", ["request"]),
+        (b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\n\r\n", ["request"]),
+        (b"GET /nowhere HTTP/1.1\r\n\r\n", []),
+        (b"GET /metrics HTTP/1.1\r\n\r\n", []),
+    ],
+)
+def test_unfit_requests_are_counted(raw, refused):
+    """Who sends a request that is unfit is told on; who asks for what is not there is not."""
+    reasons = []
+    with serving(on_refused=reasons.append) as page_server, connect(page_server) as connection:
+        connection.sendall(raw)
+        everything(connection)
+    assert reasons == refused
+
+
+def test_a_request_that_is_too_slow_is_counted_and_one_that_makes_room_is_busy(monkeypatch):
+    """A client whose time is over is a `request`; one that goes for another is `busy`, and not both."""
+    monkeypatch.setattr(scrape, "REQUEST_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(connections, "MOST_CONNECTIONS", 1)
+    reasons = []
+    with serving(on_refused=reasons.append) as page_server, connect(page_server) as first:
+        eventually(lambda: request_threads() == 1)
+        with connect(page_server) as second:
+            assert everything(first) == b""
+            eventually(lambda: reasons == ["busy"])
+            assert everything(second) == b""
+            eventually(lambda: reasons == ["busy", "request"])
+
+
+def test_counting_never_harms_an_answer(caplog):
+    """A callback that raises is said in the log, and the client still reads why it was refused."""
+
+    def refuse(reason):
+        raise RuntimeError("no counter")
+
+    with serving(on_refused=refuse) as page_server:
+        response, body = request(page_server, method="POST")
+    assert (response.status, body) == (405, b"Method Not Allowed\n")
+    assert "could not be counted" in caplog.text
+
+
+# --- One rendering for those who ask together --------------------------------------------------------------
+
+
+class Gate:
+    """A page whose rendering waits until it is let go, and which counts its renderings."""
+
+    def __init__(self, page=SMALL):
+        self.page = page
+        self.accepts = []
+        self.is_open = threading.Event()
+
+    def __call__(self, accept):
+        """Make the page."""
+        self.accepts.append(accept)
+        assert self.is_open.wait(PATIENCE_S)
+        if isinstance(self.page, Exception):
+            raise self.page
+        return self.page
+
+
+def wait_for_sharers(page_server, count):
+    """Wait until so many requests are being worked on."""
+    eventually(lambda: sum(each.is_busy for each in page_server._connections._all) == count)
+
+
+def test_fifty_scrapes_at_a_time_make_two_renderings(monkeypatch):
+    """Fifty who ask together each get the whole page, which is made for the first of them and then for the rest."""
+    monkeypatch.setattr(connections, "MOST_CONNECTIONS", 50)
+    gate = Gate(LARGE)
+    with serving(gate) as page_server, ThreadPoolExecutor(50) as scrapers:
+        bodies = [scrapers.submit(request, page_server) for _ in range(50)]
+        wait_for_sharers(page_server, 50)
+        gate.is_open.set()
+        assert [body.result()[1] for body in bodies] == [LARGE.body] * 50
+    assert len(gate.accepts) == 2
+
+
+def test_what_was_recorded_before_a_scrape_is_on_it():
+    """Who comes in the middle of a rendering shares the next one, never that one."""
+    recorded, begun, go_on = [1], threading.Semaphore(0), threading.Semaphore(0)
+
+    def page(accept):
+        seen = recorded[0]
+        begun.release()
+        assert go_on.acquire(timeout=PATIENCE_S)
+        return Page(b"records %d\n" % seen, TEXT)
+
+    with serving(page) as page_server, ThreadPoolExecutor(3) as scrapers:
+        first = scrapers.submit(request, page_server)
+        assert begun.acquire(timeout=PATIENCE_S)
+        recorded[0] = 2
+        later = [scrapers.submit(request, page_server) for _ in range(2)]
+        wait_for_sharers(page_server, 3)
+        go_on.release(2)
+        assert first.result()[1] == b"records 1\n"
+        assert [each.result()[1] for each in later] == [b"records 2\n"] * 2
+        assert begun.acquire(timeout=PATIENCE_S)
+        assert not begun.acquire(blocking=False), "the two shared one"
+
+
+def test_each_format_is_made_on_its_own():
+    """Who wants text does not get, nor wait for, the OpenMetrics of another."""
+    text, openmetrics = Gate(SMALL), Gate(Page(b"# EOF\n", OPENMETRICS))
+    openmetrics.is_open.clear()
+    text.is_open.set()
+
+    def page(accept):
+        return (openmetrics if "openmetrics" in accept else text)(accept)
+
+    with serving(page) as page_server, ThreadPoolExecutor(1) as scraper:
+        other = scraper.submit(request, page_server, Accept=PROMETHEUS_3)
+        eventually(lambda: openmetrics.accepts)
+        assert request(page_server, Accept="text/plain")[1] == SMALL.body
+        assert not other.done()
+        openmetrics.is_open.set()
+        assert other.result()[1] == b"# EOF\n"
+
+
+def test_a_shared_page_is_compressed_once(monkeypatch):
+    """Those who share a rendering share its compressed form too."""
+    compressions, compress = [], gzip.compress
+    monkeypatch.setattr(gzip, "compress", lambda *a, **k: compressions.append(1) or compress(*a, **k))
+    gate = Gate(LARGE)
+    with serving(gate) as page_server, ThreadPoolExecutor(20) as scrapers:
+        ask = [scrapers.submit(request, page_server, Accept_Encoding="gzip") for _ in range(20)]
+        wait_for_sharers(page_server, 20)
+        gate.is_open.set()
+        assert {gzip.decompress(each.result()[1]) for each in ask} == {LARGE.body}
+    assert len(gate.accepts) == len(compressions) == 2
+
+
+def test_a_failure_is_shared(caplog):
+    """A page that cannot be made is a 503 for all who share it, without another attempt for each."""
+    gate = Gate(RuntimeError("no page today"))
+    with serving(gate) as page_server, ThreadPoolExecutor(20) as scrapers:
+        ask = [scrapers.submit(request, page_server) for _ in range(20)]
+        wait_for_sharers(page_server, 20)
+        gate.is_open.set()
+        assert {each.result()[0].status for each in ask} == {503}
+    assert len(gate.accepts) == 2
+    assert caplog.text.count("could not be made") == 1
+
+
+def test_nobody_waits_for_ever_for_a_page_that_hangs(monkeypatch):
+    """While a rendering hangs, those who wait for the next are told 503 when their time is over."""
+    monkeypatch.setattr(sharing, "PATIENCE_S", 0.1)
+    gate = Gate()
+    with serving(gate) as page_server, ThreadPoolExecutor(4) as scrapers:
+        first = scrapers.submit(request, page_server)
+        eventually(lambda: gate.accepts)
+        waiting = [scrapers.submit(request, page_server) for _ in range(3)]
+        assert {each.result()[0].status for each in waiting} == {503}
+        gate.is_open.set()
+        assert first.result()[0].status == 200
+        assert request(page_server)[0].status == 200
 
 
 def test_many_scrapers_at_a_time_are_all_answered():
@@ -441,10 +803,10 @@ def test_where_no_thread_can_be_had_the_connection_is_closed_and_forgotten(monke
     monkeypatch.setattr(threading.Thread, "start", start_unless_refused)
     with serving() as page_server:
         refuses.set()
-        for _ in range(server.MOST_CONNECTIONS + 1):
+        for _ in range(connections.MOST_CONNECTIONS + 1):
             with connect(page_server) as connection:
                 assert everything(connection) == b""
-        assert not page_server._connections._waits
+        assert not len(page_server._connections)
         refuses.clear()
         assert request(page_server)[0].status == 200
 
@@ -506,7 +868,8 @@ def test_a_process_out_of_files_does_not_spin_and_serves_again():
 
 def test_a_taken_port_is_said_once_and_served_as_soon_as_it_is_free(monkeypatch, caplog):
     """One error names the port and the way out; the page is there as soon as the other program is gone."""
-    monkeypatch.setattr(server, "_RETRY_S", 0.02)
+    monkeypatch.setattr(server, "_QUIET_S", 0.0)
+    monkeypatch.setattr(server, "_QUICK_RETRY_S", 0.02)
     caplog.set_level(logging.INFO)
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
@@ -525,6 +888,154 @@ def test_a_taken_port_is_said_once_and_served_as_soon_as_it_is_free(monkeypatch,
     assert f"port {port}" in errors[0]
     assert "OTEL_EXPORTER_PROMETHEUS_PORT" in errors[0]
     assert f"served on http://127.0.0.1:{port}/metrics now" in caplog.text
+
+
+def test_taking_over_a_port_is_quick_and_no_fault(caplog):
+    """A port that is free within a moment is served within a fraction of a second, and nothing is said."""
+    caplog.set_level(logging.INFO)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        page_server = PageServer(small, "127.0.0.1", other.getsockname()[1])
+        page_server.start()
+        assert not page_server.serving.wait(0.15)
+        assert page_server.fault is None
+    try:
+        began_s = time.monotonic()
+        assert page_server.serving.wait(PATIENCE_S)
+        assert time.monotonic() - began_s < 1.0
+        assert request(page_server)[0].status == 200
+    finally:
+        page_server.stop(PATIENCE_S)
+    assert not caplog.records
+
+
+def test_a_port_that_stays_taken_is_tried_ever_more_seldom(monkeypatch):
+    """After the first seconds of trying often, a port is tried once a second."""
+    waits = []
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        page_server = PageServer(small, "127.0.0.1", other.getsockname()[1])
+        page_server._since_s = time.monotonic()
+
+        class Stopping(threading.Event):
+            def wait(self, timeout=None):
+                waits.append(timeout)
+                if len(waits) == 2:
+                    page_server._since_s -= 5.0
+                return len(waits) == 4
+
+        page_server._run(Stopping(), None)
+    assert waits == [0.1, 0.1, 1.0, 1.0]
+
+
+# --- A socket that others have as well ---------------------------------------------------------------------
+
+
+def test_while_it_pauses_clients_queue_for_the_next_who_accepts():
+    """A paused server keeps its socket: who connects waits there, and is served when it goes on."""
+    page_server = PageServer(large, "127.0.0.1", 0)
+    page_server.start()
+    try:
+        assert page_server.serving.wait(PATIENCE_S)
+        listener, port = page_server.listener, page_server.port
+        page_server.pause()
+        assert not page_server.serving.is_set()
+        assert not any(thread.name == "otel-mlops-page" for thread in threading.enumerate())
+        with connect(page_server) as client:
+            client.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+            client.settimeout(0.05)
+            with pytest.raises(TimeoutError):
+                client.recv(1)
+            client.settimeout(PATIENCE_S)
+            page_server.start()
+            assert (page_server.listener, page_server.port) == (listener, port)
+            assert everything(client).endswith(LARGE.body)
+    finally:
+        page_server.stop(PATIENCE_S)
+    assert page_server.listener is None
+
+
+def test_a_request_that_is_being_answered_outlives_a_pause():
+    """Pausing takes nothing from who has been let in."""
+    gate = Gate(LARGE)
+    with serving(gate) as page_server, connect(page_server) as client:
+        client.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+        eventually(lambda: gate.accepts)
+        page_server.pause()
+        gate.is_open.set()
+        assert everything(client).endswith(LARGE.body)
+
+
+def test_a_paused_server_that_stops_frees_the_port():
+    """After pause and stop another can listen there."""
+    with serving() as page_server:
+        page_server.pause()
+        page_server.stop(PATIENCE_S)
+        with socket.create_server(("127.0.0.1", page_server.port)):
+            pass
+
+
+def test_it_accepts_on_a_socket_that_it_is_given():
+    """With a socket it binds nothing, and its port is the socket's."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    page_server = PageServer(large, "127.0.0.1", 1)
+    page_server.start(listener)
+    try:
+        assert page_server.serving.wait(PATIENCE_S)
+        assert page_server.port == listener.getsockname()[1]
+        assert page_server.listener is listener
+        assert request(page_server)[1] == LARGE.body
+    finally:
+        page_server.stop(PATIENCE_S)
+    assert listener.fileno() == -1
+
+
+def test_two_processes_take_turns_on_one_socket():
+    """Of two who have a socket, one serves on while the other accepts, pauses and stops; no client is lost."""
+    script = """
+        import socket, sys
+        from otel_mlops.sdk.page import Page
+        from otel_mlops.sdk.server import PageServer
+        listener = socket.socket(fileno=int(sys.argv[1]))
+        page_server = PageServer(lambda accept: Page(b"child 1\\n", "text/plain"), "127.0.0.1", 0)
+        orders = {"start": lambda: page_server.start(None if page_server.listener else listener),
+                  "pause": page_server.pause, "stop": lambda: page_server.stop(10)}
+        for line in sys.stdin:
+            orders[line.strip()]()
+            print("done", flush=True)
+    """
+    with serving(small) as page_server:
+        inherited = page_server.listener.fileno()
+        child = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(script), str(inherited)],
+            pass_fds=[inherited], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+        def order(what):
+            child.stdin.write(f"{what}\n")
+            child.stdin.flush()
+            assert child.stdout.readline() == "done\n"
+
+        def answers(count=20):
+            return {request(page_server)[1] for _ in range(count)}
+
+        try:
+            order("start")
+            with ThreadPoolExecutor(4) as scrapers:
+                both = set(scrapers.map(lambda _: request(page_server)[1], range(200)))
+            assert both <= {SMALL.body, b"child 1\n"}
+            page_server.pause()
+            assert answers() == {b"child 1\n"}
+            order("pause")
+            page_server.start()
+            assert answers() == {SMALL.body}
+            order("start")
+            page_server.pause()
+            assert answers() == {b"child 1\n"}
+            page_server.start()
+            order("stop")
+            assert answers() == {SMALL.body}
+        finally:
+            child.kill()
+            child.communicate()
 
 
 def test_an_address_that_is_not_this_machines_is_said(caplog):

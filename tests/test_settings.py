@@ -104,6 +104,10 @@ EXAMPLES: dict[str, tuple[str, Any, Any]] = {
     "monitoring_interval": ("0.5", 10, 0.5),
     "sources": ("none", "all", ()),
     "state_dir": ("/run/mlops", Path("/srv/mlops"), Path("/run/mlops")),
+    "group": ("blue", "green", "blue"),
+    "page_process": ("TRUE", False, True),
+    "web_config_file": ("/etc/web.config.yml", None, Path("/etc/web.config.yml")),
+    "max_ledger_bytes": ("1000000", 65_536, 1_000_000),
     "max_series": ("10", 1, 10),
 }
 
@@ -280,6 +284,12 @@ WRONG_ARGUMENTS: list[tuple[str, Any, type[Exception]]] = [
     ("state_dir", "numbers", ValueError),
     ("state_dir", "~/numbers", ValueError),
     ("state_dir", 7, TypeError),
+    ("group", "", ValueError),
+    ("group", 1, TypeError),
+    ("page_process", "true", TypeError),
+    ("web_config_file", "web.config.yml", ValueError),
+    ("max_ledger_bytes", 1024, ValueError),
+    ("max_ledger_bytes", 8.0e6, TypeError),
     ("max_series", 0, ValueError),
     ("max_series", 2e3, TypeError),
     ("metrics_path", "metrics", ValueError),

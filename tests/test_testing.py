@@ -58,7 +58,7 @@ def test_a_fresh_telemetry_touches_nothing(monkeypatch):
         assert collect(telemetry).value("errors_total") == 1
         assert collect(telemetry).labels("target_info")[0]["service_name"] == "test"
         assert telemetry.settings.port == 8001
-        assert telemetry._server._listener is None
+        assert telemetry._leading.server._listener is None
         assert api.get_meter_provider() is provider
     assert threading.active_count() <= threads + 1  # the last of the sampler's may be on its way out
 

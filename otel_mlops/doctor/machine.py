@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import tempfile
+import uuid
 from collections import Counter
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -25,31 +25,28 @@ def check_memory(settings: Settings) -> Checked:
     if os.name != "posix":
         yield "note", "there is no shared memory on this system: one worker works, and its numbers die with it"
         return
-    from otel_mlops.sdk.group import open_folder
-    from otel_mlops.sdk.ledger import STREAM, Ledger
+    from otel_mlops.sdk.group import Group
+    from otel_mlops.sdk.ledger import Ledger
+    from otel_mlops.sdk.records import STREAM
 
     faults: list[str] = []
+    # A group of its own: a trial is no worker of the service's.
+    group = Group(f"doctor-{uuid.uuid4().hex}", settings.state_dir)
+    folder = group.folder.parent
     with ExitStack() as undo:
-        for missing in _missing(settings.state_dir):
+        for missing in _missing(folder):
             undo.callback(_remove_empty, missing)
-        try:
-            folder = open_folder(settings.state_dir)
-            space = shutil.disk_usage(folder)
-            # Beside the ledgers, not among them: a trial is no worker.
-            trial = Path(tempfile.mkdtemp(prefix="doctor-", dir=folder))
-        except OSError as error:
-            yield "fault", f"{error}. Numbers lie in private memory and do not survive their worker"
-            return
-        undo.callback(_remove_empty, folder)
-        undo.callback(shutil.rmtree, trial, ignore_errors=True)
-        ledger = Ledger(lambda: trial, on_fault=faults.append)
+        undo.callback(shutil.rmtree, group.folder, ignore_errors=True)
+        ledger = Ledger(group, on_fault=faults.append)
+        undo.callback(ledger.close)
         ledger.append(STREAM, "doctor", 1)
-        ledger.close()
         if faults:
-            yield "fault", f"a ledger cannot be made in {folder}: {faults[0]}"
-        else:
-            yield "ok", f"{folder} can be written, {_megabytes(space.free)} of {_megabytes(space.total)} are free"
-    if not faults and space.free < _LITTLE_BYTES:
+            told = "Numbers lie in private memory and do not survive their worker"
+            yield "fault", f"a ledger cannot be made in {folder}: {faults[0]}. {told}"
+            return
+        space = shutil.disk_usage(folder)
+        yield "ok", f"{folder} can be written, {_megabytes(space.free)} of {_megabytes(space.total)} are free"
+    if space.free < _LITTLE_BYTES:
         yield "note", "that is little: a worker takes 64 kB and more with each series (Docker: --shm-size)"
     shared = folder.is_relative_to(_SHARED_MEMORY)
     if not shared and settings.state_dir is None:
@@ -137,10 +134,8 @@ def _gpus(pynvml: Any) -> tuple[str, list[str]]:
         pynvml.nvmlShutdown()
 
 
-def _missing(folder: Path | None) -> list[Path]:
+def _missing(folder: Path) -> list[Path]:
     """The folders that are to be made for one, the outermost first."""
-    if folder is None:
-        return []
     return [each for each in reversed([folder, *folder.parents]) if not each.exists()]
 
 

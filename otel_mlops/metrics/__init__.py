@@ -135,6 +135,7 @@ DAILY_PREDICTIONS = Metric(
 MODEL_INFO = Metric(
     "model.info", "info", "", "What a model is; always 1.",
     ("model_name", "model_version", "stage", "type", "features"), "latest",
+    subject=("model_name", "model_version"),
     note="`features` is the number of them.",
 )
 MODEL_LOAD_DURATION = Metric(
@@ -203,7 +204,7 @@ HARDWARE_TEMPERATURE = Metric(
 )
 SYSTEM_INFO = Metric(
     "system.info", "info", "", "What is deployed, as the service told; always 1.",
-    ("environment", "version", "deployment_date"), "latest", open_attributes=True,
+    ("environment", "version", "deployment_date"), "latest", open_attributes=True, subject=(),
 )
 
 # --- GPU --------------------------------------------------------------------------------------------------
@@ -246,6 +247,12 @@ PAGE_DURATION = Metric(
     "otel_mlops.page.duration", "histogram", "s", "Time to make this page for one scrape.", buckets=_PAGE_S
 )
 PAGE_SERIES = Metric("otel_mlops.page.series", "gauge", "{series}", "Series on this page.", (), "once")
+PAGE_REFUSED = Metric(
+    "otel_mlops.page.refused", "counter", "{request}", "Clients of the page's own port that were sent away.",
+    ("reason",),
+    note="`auth` is a wrong or missing password; `busy` too many clients at a time; `rate` the web.config.yml's "
+    "`rate_limit`; `request` one that is unfit, or comes or is taken too slowly; `tls` a failed handshake.",
+)
 OVERFLOW = Metric(
     "otel_mlops.overflow", "counter", "{record}", "Records that went to a metric's overflow series.",
     ("metric",), note="A metric reached its cap of series: some attribute takes too many values.",
@@ -262,7 +269,20 @@ EXPORT_FAILURES = Metric(
 )
 BUILD_INFO = Metric(
     "otel_mlops.build.info", "info", "", "Versions of otel_mlops and of what it runs on; always 1.",
-    ("version", "python_version", "opentelemetry_version"), "latest",
+    ("version", "python_version", "opentelemetry_version"), "latest", subject=(),
+)
+WORKERS = Metric(
+    "otel_mlops.workers", "gauge", "{worker}", "Workers that live and share this page.", (), "once",
+    note="Less than the server was told to run: a worker has died, or has not recorded anything yet.",
+)
+LEDGER_SIZE = Metric(
+    "otel_mlops.ledger.size", "gauge", "By", "Memory that the series of a worker take.", (), "worker",
+    note="Shared memory, which a container counts as its own; OTEL_MLOPS_MAX_LEDGER_BYTES is the cap.",
+)
+LEDGER_UP = Metric(
+    "otel_mlops.ledger.up", "gauge", "",
+    "Whether all numbers of a worker lie in shared memory: 1 yes, 0 no, some are seen by itself alone.", (), "worker",
+    note="0 when shared memory is full or cannot be written; what a worker counts then is on the page if it leads.",
 )
 
 DOMAINS: Mapping[str, tuple[Metric, ...]] = {
@@ -286,8 +306,8 @@ DOMAINS: Mapping[str, tuple[Metric, ...]] = {
     "GPU": (GPU_UTILIZATION, GPU_MEMORY_USED, GPU_MEMORY_TOTAL, GPU_TEMPERATURE, GPU_POWER_USAGE),
     "Tasks": (SCHEDULED_TASK_RUNS, SCHEDULED_TASK_DURATION),
     "About ourselves": (
-        SOURCE_UP, SOURCE_DURATION, SOURCE_AGE, PAGE_DURATION, PAGE_SERIES, OVERFLOW, DROPPED,
-        EXPORT_FAILURES, BUILD_INFO,
+        SOURCE_UP, SOURCE_DURATION, SOURCE_AGE, PAGE_DURATION, PAGE_SERIES, PAGE_REFUSED, OVERFLOW, DROPPED,
+        EXPORT_FAILURES, BUILD_INFO, WORKERS, LEDGER_SIZE, LEDGER_UP,
     ),
 }
 """Every row by domain, in the order of the reference."""

@@ -104,6 +104,8 @@ class Metric:
     """Attributes that a series may do without: `model_name` is there when a `Model` object records."""
     open_attributes: bool = False
     """The caller chooses the attributes (`system_info`); `attributes` are the customary ones."""
+    subject: tuple[str, ...] | None = None
+    """Of an info: the attributes that say what it is about; of several with the same the latest is shown."""
     note: str = ""
     """Why it is as it is, or how to use it; printed in the reference."""
 
@@ -151,6 +153,8 @@ class Metric:
             raise self._error("attributes", labels, "each name once")
         if reserved := _RESERVED_LABELS.intersection(labels):
             raise self._error("attributes", labels, f"none of the reserved {', '.join(sorted(reserved))}")
+        if self.subject is not None and (self.kind != "info" or not set(self.subject) <= set(labels)):
+            raise self._error("subject", self.subject, f"some of the attributes {labels}, and that for an info only")
         if unknown := set(self.values) - set(labels):
             raise self._error("values", sorted(unknown), f"keys among the attributes {labels}")
 

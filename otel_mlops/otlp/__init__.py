@@ -24,10 +24,11 @@ from otel_mlops.otlp.wire import HOLD, PerProcess, Push, Signal, open_session
 from otel_mlops.sdk.bounded import call_within
 
 if TYPE_CHECKING:
-    from opentelemetry.sdk.metrics.export import MetricReader
+    from opentelemetry.sdk.metrics.export import MetricReader, MetricsData
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import ReadableSpan
 
+    from otel_mlops.sdk.provider import MeterProvider
     from otel_mlops.settings import Settings
 
 EXIT_S = 2.0
@@ -112,6 +113,7 @@ class OTLPMetricReader(PeriodicExportingMetricReader):
         self._push = push
         self._flush = _Flush(super().force_flush)
         self._pid = os.getpid()
+        self._provider: MeterProvider | None = None
         super().__init__(exporter, export_interval_millis=interval_s * 1e3)
 
     def force_flush(self, timeout_millis: float = 10_000) -> bool:
@@ -125,6 +127,15 @@ class OTLPMetricReader(PeriodicExportingMetricReader):
         super().shutdown(self._push.end(timeout_millis / 1e3) * 1e3, **kwargs)
         if self._daemon_thread is not None and self._daemon_thread.is_alive():
             self._push.failed("no answer before the end")
+
+    def _set_meter_provider(self, meter_provider: Any) -> None:
+        super()._set_meter_provider(meter_provider)
+        self._provider = meter_provider
+
+    def _receive_metrics(self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: Any) -> None:
+        super()._receive_metrics(metrics_data, timeout_millis, **kwargs)
+        if self._provider is not None:
+            self._provider.exported(self)
 
     def _ticker(self) -> None:
         while True:

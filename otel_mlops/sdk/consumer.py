@@ -5,40 +5,65 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from opentelemetry.metrics import CallbackOptions
 from opentelemetry.sdk.metrics._internal.measurement_consumer import SynchronousMeasurementConsumer
 from opentelemetry.sdk.metrics._internal.metric_reader_storage import MetricReaderStorage
-from opentelemetry.sdk.metrics.export import MetricReader, MetricsData, ResourceMetrics, ScopeMetrics
+from opentelemetry.sdk.metrics.export import AggregationTemporality, MetricReader, MetricsData
 
-from otel_mlops.sdk.points import Points
+from otel_mlops.sdk.group_points import GroupPoints
+from otel_mlops.sdk.points import Points, Told, metrics_data
 
 if TYPE_CHECKING:
-    from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-
     from otel_mlops.sdk.stream import Stream
 
 _logger = logging.getLogger(__name__)
 
 
 class Consumer(SynchronousMeasurementConsumer):
-    """Runs the callbacks of observable instruments, and adds what stands in the cells."""
+    """Runs the callbacks of observable instruments, and adds what stands in the cells.
 
-    def __init__(self, sdk_config: Any, streams: Callable[[], list[Stream]]) -> None:
+    `of_group` makes what a reader sees of the whole group, of the reader and what the one before it was told.
+    """
+
+    def __init__(
+        self,
+        sdk_config: Any,
+        streams: Callable[[], list[Stream]],
+        of_group: Callable[[MetricReader, Mapping[str, Told]], GroupPoints],
+    ) -> None:
         super().__init__(sdk_config, ())
         # A callback may create an observable instrument: a plain lock would wait for itself for ever.
         self._lock = threading.RLock()  # type: ignore[assignment]
         self._streams = streams
+        self._of_group = of_group
         self._late = False
         self._points: WeakKeyDictionary[MetricReader, Points] = WeakKeyDictionary()
+        self._told: dict[str, Told] = {}
+        """What a reader of the group was told last that has been removed."""
 
-    def add_metric_reader(self, metric_reader: MetricReader) -> None:
+    def add_metric_reader(self, metric_reader: MetricReader, *, of_group: bool = False) -> None:
         """Begin to keep what this reader saw last."""
-        super().add_metric_reader(metric_reader)
-        self._points[metric_reader] = Points(metric_reader)
+        points = self._of_group(metric_reader, self._told) if of_group else Points(metric_reader)
+        with self._lock:
+            self._points[metric_reader] = points
+            self._reader_storages = {**self._reader_storages, metric_reader: self._storage(metric_reader)}
+
+    def remove_metric_reader(self, metric_reader: MetricReader) -> None:
+        """Know nothing of a reader any more, but for what the next of the group has to go on with."""
+        super().remove_metric_reader(metric_reader)
+        points = self._points.pop(metric_reader, None)
+        if isinstance(points, GroupPoints):
+            self._told = points.told
+
+    def exported(self, metric_reader: MetricReader) -> None:
+        """Have what a reader of the group has told remembered by the group."""
+        points = self._points.get(metric_reader)
+        if isinstance(points, GroupPoints):
+            points.exported()
 
     def observe(self, metric_reader: MetricReader, timeout_millis: float = 10_000) -> MetricsData | None:
         """Run all callbacks and return what they say.
@@ -71,33 +96,36 @@ class Consumer(SynchronousMeasurementConsumer):
 
     def collect(self, metric_reader: MetricReader, timeout_millis: float = 10_000) -> MetricsData | None:
         """Return everything, cells and observables, as one reader wants it."""
-        with self._lock:
-            points = self._points.get(metric_reader)
-            if points is None:
-                return None
-            observed = self.observe(metric_reader, timeout_millis)
-            scopes: dict[InstrumentationScope, ScopeMetrics] = {}
-            for resource_metrics in observed.resource_metrics if observed else ():
-                scopes.update({each.scope: each for each in resource_metrics.scope_metrics})
-            for stream, metric in points.read(self._streams()):
-                scope = scopes.setdefault(stream.scope, ScopeMetrics(stream.scope, [], stream.scope.schema_url or ""))
-                scope.metrics.append(metric)  # type: ignore[attr-defined]
-        if not scopes:
+        points = self._points.get(metric_reader)
+        if points is None:
             return None
-        resource = self._sdk_config.resource
-        return MetricsData([ResourceMetrics(resource, list(scopes.values()), resource.schema_url)])
+        if isinstance(points, GroupPoints):
+            # Without the lock, which is taken the other way round where a page has the callbacks speak.
+            return points.collect(metric_reader, timeout_millis)
+        with self._lock:
+            observed = self.observe(metric_reader, timeout_millis)
+            found = points.read(Points.of(self._streams()))
+        return metrics_data(found, self._sdk_config.resource, observed)
 
     def after_fork(self) -> None:
         """Begin anew in a forked child: fresh locks, and readers that have seen nothing."""
         self._lock = threading.RLock()  # type: ignore[assignment]
-        storages: dict[Any, MetricReaderStorage] = {}
-        for reader in self._reader_storages:
-            asked: Any = reader
-            storages[reader] = MetricReaderStorage(
-                self._sdk_config,
-                asked._instrument_class_temporality,
-                asked._instrument_class_aggregation,
-                asked._instrument_class_cardinality_limit,
-            )
-            self._points[reader] = Points(reader)
-        self._reader_storages = storages
+        self._told.clear()
+        for reader, points in self._points.items():
+            if isinstance(points, GroupPoints):
+                points.after_fork()
+            else:
+                self._points[reader] = Points(reader)
+        self._reader_storages = {reader: self._storage(reader) for reader in self._reader_storages}
+
+    def _storage(self, reader: Any) -> MetricReaderStorage:
+        """Where the stock SDK keeps what callbacks say to a reader; of the group always totals, as it is in cells."""
+        temporality = reader._instrument_class_temporality
+        if isinstance(self._points.get(reader), GroupPoints):
+            temporality = dict.fromkeys(temporality, AggregationTemporality.CUMULATIVE)
+        return MetricReaderStorage(
+            self._sdk_config,
+            temporality,
+            reader._instrument_class_aggregation,
+            reader._instrument_class_cardinality_limit,
+        )

@@ -49,14 +49,23 @@ class Exemplars:
         start = index * _SLOT.size
         self._bytes[start : start + _SLOT.size] = _SLOT.pack(*fields, zlib.crc32(_CHECKED.pack(*fields)) | 1, 0)
 
+    def copy(self, other: Exemplars) -> None:
+        """Take another's exemplars over."""
+        self._bytes[:] = other._bytes
+
     def read(self) -> list[Exemplar | None]:
         """Return the exemplar of each bucket; one that is absent or half-written is None."""
-        found: list[Exemplar | None] = []
-        for value, time_s, trace_id, span_id, checksum, _ in _SLOT.iter_unpack(self._bytes):
-            whole = checksum == zlib.crc32(_CHECKED.pack(value, time_s, trace_id, span_id)) | 1
-            ids = int.from_bytes(trace_id, "big"), int.from_bytes(span_id, "big")
-            found.append(Exemplar(value, time_s, *ids) if whole else None)
-        return found
+        return read_exemplars(self._bytes)
+
+
+def read_exemplars(content: memoryview) -> list[Exemplar | None]:
+    """The exemplar of each bucket; one that is absent or half-written is None."""
+    found: list[Exemplar | None] = []
+    for value, time_s, trace_id, span_id, checksum, _ in _SLOT.iter_unpack(content):
+        whole = checksum == zlib.crc32(_CHECKED.pack(value, time_s, trace_id, span_id)) | 1
+        ids = int.from_bytes(trace_id, "big"), int.from_bytes(span_id, "big")
+        found.append(Exemplar(value, time_s, *ids) if whole else None)
+    return found
 
 
 def sampled_span(*, always: bool) -> tuple[int, int] | None:

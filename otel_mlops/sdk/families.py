@@ -10,6 +10,7 @@ from prometheus_client import Metric
 from prometheus_client.samples import Exemplar as PrometheusExemplar
 
 from otel_mlops.metrics import page_family, page_unit
+from otel_mlops.sdk.merge import Combine, combine_by, newest_exemplars, told_last, worst_states
 from otel_mlops.sdk.text import HistogramLines, ValueLine, exemplar_labels, help_text, labels
 
 if TYPE_CHECKING:
@@ -24,9 +25,11 @@ _SUFFIXES = {
 
 
 class Readable(Protocol):
-    """What a line is made of: a series of ours, or what a callback has just said."""
+    """What a line is made of: a series, of this worker or of another."""
 
     def read(self) -> list[float]: ...
+
+    def read_exemplars(self) -> list[Exemplar | None] | None: ...
 
 
 class Fact:
@@ -41,21 +44,29 @@ class Fact:
         """The value."""
         return [self._value]
 
-
-class Observed(Fact):
-    """A value that a callback has said, good for one page."""
-
-    __slots__ = ()
+    def read_exemplars(self) -> None:
+        """None."""
 
 
 class Family:
     """All series of one name on the page."""
 
-    __slots__ = ("additive", "help", "name", "reserved", "type", "unit", "written")
+    __slots__ = ("combine", "help", "name", "reserved", "states", "subject", "type", "unit", "written")
 
-    def __init__(self, name: str, kind: str, unit: str, description: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        kind: str,
+        unit: str,
+        description: str,
+        rule: str = "",
+        states: Sequence[str] = (),
+        subject: Sequence[str] | None = None,
+    ) -> None:
         self.type = "gauge" if kind == "updown" else kind
-        self.additive = kind in ("counter", "updown", "histogram")
+        self.combine = combine_by(kind, rule)
+        self.states = states
+        self.subject = subject
         self.name = page_family(name, self.type, unit)  # type: ignore[arg-type]
         self.unit = page_unit(unit) if self.name.endswith(f"_{page_unit(unit)}") else ""
         self.help = description
@@ -90,20 +101,27 @@ class Family:
         for written in self.written.values():
             written.series.clear()
 
-    def put(self, key: str, series: Readable, attributes: Mapping[str, Any], bounds: Sequence[float]) -> Written | None:
-        """Add a series under its labels' text; None if its buckets are not those the labels have already."""
+    def put(
+        self,
+        key: str,
+        series: Readable,
+        attributes: Mapping[str, Any],
+        bounds: Sequence[float],
+        worker: str | None = None,
+    ) -> bool:
+        """Add a series under its labels' text; False if its buckets are not those the labels have already."""
         written = self.written.get(key)
         if written is None:
-            pairs = labels(attributes, reserved=self.reserved)
+            pairs = labels(attributes, reserved=self.reserved, worker=worker)
             lines = HistogramLines(self.name, pairs, bounds) if self.reserved else ValueLine(self.sample, pairs)
             written = self.written[key] = Written(lines, bounds)
         elif written.bounds != bounds:
             if written.series:
-                return None
+                return False
             del self.written[key]
-            return self.put(key, series, attributes, bounds)
+            return self.put(key, series, attributes, bounds, worker)
         written.series.append(series)
-        return written
+        return True
 
     def drop_empty(self) -> bool:
         """Let go of the labels that no series has any more; False if there are none left."""
@@ -113,13 +131,12 @@ class Family:
 
     def write(self, *, openmetrics: bool) -> list[bytes]:
         """The lines of every series, made again only where a number has changed."""
-        return [written.write(additive=self.additive, openmetrics=openmetrics) for written in self._in_order()]
+        return [written.write(values, openmetrics=openmetrics) for written, values in self._shown()]
 
     def as_metric(self) -> Metric:
         """The family as prometheus_client's."""
         metric = Metric(self.name, self.help, self.type, self.unit)
-        for written in self._in_order():
-            values = written.read(additive=self.additive)
+        for written, values in self._shown():
             pairs = dict(written.lines.pairs)
             if isinstance(written.lines, HistogramLines):
                 exemplars = written.exemplars() or [None] * (len(values) - 1)
@@ -133,45 +150,54 @@ class Family:
                 metric.add_sample(self.sample, pairs, values[0])
         return metric
 
-    def _in_order(self) -> list[Written]:
-        if self.type != "stateset":
-            return list(self.written.values())
-        # OpenMetrics wants the states of one thing to follow one another.
-        return sorted(
-            self.written.values(), key=lambda w: [pair for pair in w.lines.pairs.items() if pair[0] != self.name]
-        )
+    def _shown(self) -> list[tuple[Written, list[float]]]:
+        """What is on the page, with the numbers as of now."""
+        read = [(written, written.read(self.combine)) for written in self.written.values()]
+        if self.type == "stateset":
+            return self._worst(read)
+        return read if self.subject is None else self._latest(read, self.subject)
+
+    def _worst(self, read: list[tuple[Written, list[float]]]) -> list[tuple[Written, list[float]]]:
+        """The states of each thing, one after the other as OpenMetrics wants it; of several the worst is its state."""
+        cells = worst_states(self.name, self.states, [(written.lines.pairs, values) for written, values in read])
+        shown = [(written, values) for (written, _), values in zip(read, cells, strict=True)]
+        return sorted(shown, key=lambda each: [pair for pair in each[0].lines.pairs.items() if pair[0] != self.name])
+
+    def _latest(
+        self, read: list[tuple[Written, list[float]]], subject: Sequence[str]
+    ) -> list[tuple[Written, list[float]]]:
+        """Of the infos about the same thing the one that was told last."""
+        shown = told_last(subject, [(written.lines.pairs, values) for written, values in read])
+        return [each for each, is_shown in zip(read, shown, strict=True) if is_shown]
 
 
 class Written:
     """One set of labels in a family: the series that have it, and the text they had last time."""
 
-    __slots__ = ("_text", "_values", "bounds", "lines", "series")
+    __slots__ = ("_every", "_text", "_together", "_values", "bounds", "lines", "series")
 
     def __init__(self, lines: ValueLine | HistogramLines, bounds: Sequence[float]) -> None:
         self.lines = lines
         self.bounds = bounds
         self.series: list[Any] = []
         self._values: list[float] = []
+        self._every: list[list[float]] = []
+        self._together: list[float] = []
         self._text = b""
 
-    def unsay(self) -> None:
-        """Let go of what callbacks have said."""
-        self.series = [each for each in self.series if not isinstance(each, Observed)]
-
-    def read(self, *, additive: bool) -> list[float]:
-        """The numbers as of now: of several series with the same labels the sum, or the latest."""
+    def read(self, combine: Combine) -> list[float]:
+        """The numbers as of now, of all series with these labels together."""
         series = self.series
         if len(series) == 1:
             return series[0].read()  # type: ignore[no-any-return]
         every = [each.read() for each in series]
-        if additive:
-            # Not strict: a gauge that shares its name with an up-down counter has a cell more.
-            return [math.fsum(cells) for cells in zip(*every, strict=False)]
-        return max(every, key=lambda cells: cells[1] if len(cells) > 1 else math.inf)
+        if every != self._every:
+            # Adding up costs more than reading: only when one of them has changed.
+            self._every, self._together = every, combine(every)
+        return self._together
 
-    def write(self, *, additive: bool, openmetrics: bool) -> bytes:
-        """The lines as of now."""
-        values = self.read(additive=additive)
+    def write(self, values: list[float], *, openmetrics: bool) -> bytes:
+        """The lines with these numbers."""
         if values != self._values:
             self._text = self.lines.write(values).encode("utf-8", "replace")
             self._values = values
@@ -183,12 +209,7 @@ class Written:
 
     def exemplars(self) -> list[Exemplar | None] | None:
         """The newest exemplar of each bucket; None where there never was one."""
-        found = [kept.read() for each in self.series if (kept := getattr(each, "exemplars", None)) is not None]
-        if not found:
-            return None
-        return [
-            max(filter(None, slot), key=lambda each: each.time_s, default=None) for slot in zip(*found, strict=True)
-        ]
+        return newest_exemplars(each.read_exemplars() for each in self.series)
 
 
 def _exemplar(exemplar: Exemplar | None) -> PrometheusExemplar | None:

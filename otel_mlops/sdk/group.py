@@ -1,37 +1,282 @@
-"""Where the workers of one user keep their ledgers: the folder, its checks, and the sweeping of the dead."""
+"""The workers that share one page: their folder, its door, who leads; what is in their ledgers is read elsewhere.
+
+Workers of one user, network namespace, service, host and port find each other by the name of a folder in
+shared memory. Whoever joins or leaves holds the `door`; whoever leads holds `lead`; whoever lives holds its own
+ledger. All three are locks of the kernel's, which no death leaves behind.
+"""
 
 from __future__ import annotations
 
+import json
+import logging
 import os
+import re
 import stat
+import threading
 import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from otel_mlops.sdk.ledger import is_alive
+from otel_mlops.sdk.ledger import create, is_alive
+from otel_mlops.sdk.records import MAGIC
+from otel_mlops.sdk.retired import load_json, put_in_place, write_beside
+
+if TYPE_CHECKING:
+    from otel_mlops.settings import Settings
+
+_logger = logging.getLogger(__name__)
 
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  (its folder in there is checked for owner, mode and links)
-_ABANDONED_AFTER_S = 60.0
+_PATIENCE_S = 0.25
+"""How long a record may wait at the door; past it the numbers lie in private memory for a moment."""
+_MOST_FORGETS = 256
+
+RETIRED, FORGETS, MIDNIGHT, RESOURCE, PUSHED = "retired", "forgets", "midnight", "resource", "pushed"
+"""The files of a group besides its ledgers and locks."""
 
 
-def open_folder(state_dir: Path | None = None) -> Path:
-    """Make and check the folder of this user's ledgers, and remove what dead workers left in it.
+class Group:
+    """The workers that share one page, as one of them sees them.
 
-    Errors: OSError if the folder cannot be made, belongs to somebody else, or is a link.
+    `is_page_process` says that it is the process of the page, which is no worker.
     """
-    user = os.getuid()
-    folder = _root(state_dir) / f"otel_mlops-{user}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    status = folder.lstat()
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != user or status.st_mode & 0o077:
-        msg = f"{folder} must be a directory of user {user} that nobody else can open"
-        raise PermissionError(msg)
-    _sweep(folder)
-    return folder
+
+    def __init__(self, name: str, state_dir: Path | None = None, *, is_page_process: bool = False) -> None:
+        self._name = name
+        self._state_dir = state_dir
+        self._is_page_process = is_page_process
+        self.number: int | None = None
+        """This worker's number: the smallest that no other living one had when it joined."""
+        self._lead_file = -1
+        self._inside = 0
+        """The thread that holds the door."""
+
+    @property
+    def folder(self) -> Path:
+        """Where everything of the group lies."""
+        return _root(self._state_dir) / f"otel_mlops-{os.getuid()}" / self._name
+
+    def ledgers(self) -> list[Path]:
+        """The ledgers there are, of the living and of those that were not folded yet."""
+        try:
+            return sorted(path for path in self.folder.iterdir() if path.suffix == ".ledger")
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    # --- Joining and leaving ---------------------------------------------------------------------------------
+
+    def join(self, length: int) -> tuple[Path, int]:
+        """Make this worker's ledger; the first one in clears away what a group before has left.
+
+        Errors:  OSError if the folder cannot be made, belongs to somebody else, or is a link; TimeoutError if
+                 the door stays shut.
+        """
+        with self._door():
+            living = [path for path in self.ledgers() if is_alive(path)]
+            self._clear(all_of_it=not living)
+            taken = {path.name.partition("-")[0] for path in living}
+            number = next(each for each in range(len(taken) + 1) if str(each) not in taken)
+            kind = "page" if self._is_page_process else str(number)
+            self.number = None if self._is_page_process else number
+            last = max((number for number, _ in self.forgets()), default=0)
+            return create(self.folder, f"{kind}-{uuid.uuid4().hex}", length, forgets=last)
+
+    def leave(self, path: Path, lock_file: int, on_stay: Callable[[], None]) -> None:
+        """Give the ledger's lock up; the last one out leaves nothing behind."""
+        try:
+            with self._door():
+                if any(each != path and is_alive(each) for each in self.ledgers()):
+                    on_stay()
+                else:
+                    self._remove()
+        except OSError as error:
+            # The numbers stay where they are: the next to come in folds them or clears them away.
+            _logger.debug("left without closing the door: %s", error)
+            on_stay()
+        finally:
+            os.close(lock_file)
+
+    @contextmanager
+    def _door(self) -> Iterator[None]:
+        """Hold the door; a signal handler of the thread that holds it comes in as well."""
+        import fcntl
+
+        if self._inside == threading.get_ident():
+            yield
+            return
+        until = time.monotonic() + _PATIENCE_S
+        while True:
+            file = self._open_lock("door")
+            try:
+                while not _locked(file, fcntl.LOCK_EX):
+                    if time.monotonic() > until:
+                        msg = f"another worker holds the door of {self.folder} for more than {_PATIENCE_S} s"
+                        raise TimeoutError(msg)
+                    time.sleep(0.002)  # no lock of files can be waited for with a limit
+                if not self._is_current(file, "door"):
+                    continue  # the last one out has removed it meanwhile
+                self._inside = threading.get_ident()
+                try:
+                    yield
+                finally:
+                    self._inside = 0
+                    # By word, not by closing alone: a child forked just now has the file open as well.
+                    fcntl.flock(file, fcntl.LOCK_UN)
+                return
+            finally:
+                os.close(file)
+
+    def _open_lock(self, name: str) -> int:
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        while True:
+            folder = self._make_folder()
+            try:
+                return os.open(folder / name, flags, 0o600)
+            except FileNotFoundError:
+                continue  # the last one out has removed the folder meanwhile
+
+    def _is_current(self, file: int, name: str) -> bool:
+        """Whether an open lock is still the one that others find under its name."""
+        try:
+            found = (self.folder / name).lstat()
+        except FileNotFoundError:
+            return False
+        mine = os.fstat(file)
+        return (found.st_dev, found.st_ino) == (mine.st_dev, mine.st_ino)
+
+    def _clear(self, *, all_of_it: bool) -> None:
+        """Remove what nobody needs; the door is held, so whatever is not finished never will be."""
+        for path in self.folder.iterdir():
+            half_made = path.suffix == ".new" and "-" in path.stem  # a ledger: the leader writes the others
+            if half_made or (all_of_it and path.name not in ("door", "lead")):
+                path.unlink(missing_ok=True)
+
+    def _remove(self) -> None:
+        # The door last: until then nobody comes in, whose files would have the same names.
+        for path in sorted(self.folder.iterdir(), key=lambda path: path.name == "door"):
+            path.unlink(missing_ok=True)
+        # A worker may be at the door by now, and have made the folder's content anew.
+        with suppress(OSError):
+            self.folder.rmdir()
+
+    def _make_folder(self) -> Path:
+        folder = self.folder
+        folder.parent.parent.mkdir(parents=True, exist_ok=True)
+        for each in (folder.parent, folder):
+            # It may be there, and be removed again before it is looked at.
+            while True:
+                with suppress(FileExistsError):  # then it is checked
+                    each.mkdir(mode=0o700)
+                try:
+                    _check_folder(each)
+                except FileNotFoundError:
+                    continue
+                break
+        return folder
+
+    # --- Leading ---------------------------------------------------------------------------------------------
+
+    def try_to_lead(self) -> bool:
+        """Take the lead if nobody has it, and say whether this process has it now.
+
+        Errors:  OSError if the folder cannot be used.
+        """
+        import fcntl
+
+        if self._lead_file >= 0 and not self._is_current(self._lead_file, "lead"):
+            self.give_up_lead()
+        if self._lead_file < 0:
+            self._lead_file = self._open_lock("lead")
+        return _locked(self._lead_file, fcntl.LOCK_EX) and self._is_current(self._lead_file, "lead")
+
+    @property
+    def lead_file(self) -> int:
+        """The open file whose lock is the lead: who inherits it keeps the lead."""
+        return self._lead_file
+
+    def give_up_lead(self) -> None:
+        """Let another lead."""
+        file, self._lead_file = self._lead_file, -1
+        if file >= 0:
+            os.close(file)
+
+    def sweep_neighbours(self) -> None:
+        """Remove the folders of groups that died as a whole, and that nobody has joined since."""
+        for folder in self.folder.parent.iterdir():
+            if folder != self.folder and (folder / "door").exists():
+                other = Group(folder.name, self._state_dir)
+                try:
+                    with other._door():
+                        if not any(map(is_alive, other.ledgers())):
+                            other._remove()
+                except OSError as error:
+                    _logger.debug("%s is left as it is: %s", folder, error)
+
+    def after_fork(self) -> None:
+        """In a forked child: nothing of the parent's, which goes on with its own."""
+        self.give_up_lead()
+        self._inside = 0
+        self.number = None
+
+    # --- What the group knows --------------------------------------------------------------------------------
+
+    def load(self, name: str, otherwise: Any = None) -> Any:
+        """What was kept under a name."""
+        return load_json(self.folder / name, otherwise)
+
+    def keep(self, name: str, what: Any) -> None:
+        """Keep something for whoever leads next; what is there while nobody has joined is not kept.
+
+        Errors:  OSError if there is no room.
+        """
+        path = self.folder / name
+        write_beside(path, json.dumps(what).encode())
+        put_in_place(path)
+
+    def forgets(self) -> list[tuple[int, Mapping[str, str]]]:
+        """The last calls of `forget`, by all workers, with their numbers."""
+        return [(number, labels) for number, labels in self.load(FORGETS, [])]
+
+    def tell_to_forget(self, labels: Mapping[str, str]) -> int:
+        """Have every worker forget the series that carry these labels; returns the number of the call.
+
+        Errors:  OSError if it cannot be written.
+        """
+        with self._door():
+            known = self.forgets()
+            number = max((number for number, _ in known), default=0) + 1
+            self.keep(FORGETS, [*known, (number, labels)][-_MOST_FORGETS:])
+            return number
+
+
+def group_of(settings: Settings, *, is_page_process: bool = False) -> Group | None:
+    """The group that the workers of these settings share; None where this system has no way to have one."""
+    if os.name != "posix":
+        return None
+    identity: list[Any] = [MAGIC.decode()]
+    if settings.group is not None:
+        identity += ["group", settings.group]
+    else:
+        identity += [_network(), settings.service_name, settings.host, settings.port]
+    digest = sha256(json.dumps(identity).encode()).hexdigest()
+    shown = re.sub(r"[^A-Za-z0-9]+", "-", settings.group or settings.service_name)[:32]
+    return Group(f"{shown}-{digest[:16]}", settings.state_dir, is_page_process=is_page_process)
+
+
+def _network() -> int:
+    """The network namespace: two containers may share memory and have a port 8001 each."""
+    try:
+        return Path("/proc/self/ns/net").stat().st_ino
+    except OSError:
+        return 0  # no Linux: there is one
 
 
 def _root(state_dir: Path | None) -> Path:
     if state_dir is not None:
-        state_dir.mkdir(parents=True, exist_ok=True)
         return state_dir
     if _SHARED_MEMORY.is_dir() and os.access(_SHARED_MEMORY, os.W_OK | os.X_OK):
         return _SHARED_MEMORY
@@ -40,20 +285,19 @@ def _root(state_dir: Path | None) -> Path:
     return Path(tempfile.gettempdir())
 
 
-def _sweep(folder: Path) -> None:
-    """Remove the files of the dead: a ledger has its name only once it is locked, so unlocked means dead."""
-    for path in folder.iterdir():
-        if path.suffix == ".ledger":
-            dead = not is_alive(path)
-        else:
-            # A worker that was killed before it had locked its file; a living one is done within moments.
-            dead = path.suffix == ".new" and _age_s(path) > _ABANDONED_AFTER_S
-        if dead:
-            path.unlink(missing_ok=True)
+def _check_folder(folder: Path) -> None:
+    status, user = folder.lstat(), os.getuid()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != user or status.st_mode & 0o077:
+        msg = f"{folder} must be a directory of user {user} that nobody else can open"
+        raise PermissionError(msg)
 
 
-def _age_s(path: Path) -> float:
+def _locked(file: int, how: int) -> bool:
+    """Try to take a lock, and say whether it is held now."""
+    import fcntl
+
     try:
-        return time.time() - path.lstat().st_mtime
-    except FileNotFoundError:
-        return 0.0  # its worker has given it its name meanwhile
+        fcntl.flock(file, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

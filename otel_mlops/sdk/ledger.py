@@ -1,232 +1,353 @@
 """One worker's cells and the directory of its series, in one file of shared memory; nothing here knows metrics.
 
-The file is a row of segments, each mapped on its own, so that it grows without moving a cell. A segment is
-a header and records, one after the other; a record is a header, a description (JSON) and its cells
-(float64). The header carries a checksum of the description: whoever reads stops at the first record that
-does not check, so a worker killed in the middle of a registration leaves nothing half-read.
+The file is a row of segments, each mapped on its own, so that it grows without moving a cell. records.py has
+the format.
 """
 
 from __future__ import annotations
 
-import base64
-import json
+import logging
 import mmap
 import os
 import struct
 import threading
+import time
 import uuid
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-MAGIC = b"OMLEDG01"
+from otel_mlops.sdk import records
+from otel_mlops.sdk.records import ABOUT, BEGIN, GENERATION, SEGMENT_HEADER
+
+_logger = logging.getLogger(__name__)
+
 SEGMENT_BYTES = 64 * 1024
 
-STREAM, SERIES, EXEMPLARS = 1, 2, 3
-"""What a record describes: a metric, a series of it, or the exemplars of a series."""
+_REST_S = 60.0
+"""How long the place of a forgotten record stays unused: whoever reads it just now must not read another's."""
 
-_SEGMENT_HEADER = struct.Struct("<8sQ")
-_RECORD_HEADER = struct.Struct("<IIIHBx")  # checksum, bytes of description, cells, kind, whether it is forgotten
-_FORGOTTEN_AT = 14
-_CELL_BYTES = 8
+
+class Home(Protocol):
+    """Where a ledger's file lies: with the other workers of a group, or by itself."""
+
+    def join(self, length: int) -> tuple[Path, int]:
+        """Make the file, reserved and locked, and return it with the descriptor that holds the lock."""
+
+    def leave(self, path: Path, lock_file: int, on_stay: Callable[[], None]) -> None:
+        """Give the lock up; before that, tell whether the file stays for the others to take its numbers over."""
+
+
+class Folder:
+    """A folder of ledgers that know nothing of one another."""
+
+    def __init__(self, folder: Callable[[], Path]) -> None:
+        self._folder = folder
+
+    def join(self, length: int) -> tuple[Path, int]:
+        """Make a file in the folder."""
+        return create(self._folder(), uuid.uuid4().hex, length)
+
+    def leave(self, path: Path, lock_file: int, on_stay: Callable[[], None]) -> None:
+        """Remove it."""
+        path.unlink(missing_ok=True)
+        os.close(lock_file)
 
 
 class Place(NamedTuple):
-    """Where a record stands: its segment's bytes, the offset of its header, and its cells."""
+    """Where a record stands: its file (None is private memory), its segment's bytes, its offset, its cells."""
 
+    file: _File | None
     segment: memoryview
     offset: int
     cells: memoryview[float]
 
 
-class Record(NamedTuple):
-    """One record as read from a ledger's file."""
+class _File:
+    """The file of a ledger, and the lock that says its worker lives."""
 
-    kind: int
-    description: Any
-    cells: list[float]
+    def __init__(self, path: Path, lock_file: int) -> None:
+        self.path = path
+        self.lock_file = lock_file
+        self.bytes = 0
 
 
 class Ledger:
-    """The cells of one worker: a file of its own in `folder`, private memory where there is none.
+    """The cells of one worker: a file of its own at `home`, private memory where there is none.
 
     Nothing is created before the first record is appended, so a process that records nothing leaves
     nothing. When the file cannot be made or cannot grow (a full tmpfs, a read-only root), further cells lie
-    in private memory, `fault` says why, and `on_fault` is told once.
+    in private memory, `fault` says why, and `on_fault` is told once; `retry()` looks whether it can again.
+    Past `max_bytes` it says that it is full.
     """
 
     def __init__(
-        self, folder: Callable[[], Path] | None = None, *, on_fault: Callable[[str], None] | None = None
+        self,
+        home: Home | None = None,
+        *,
+        on_fault: Callable[[str], None] | None = None,
+        max_bytes: int | None = None,
     ) -> None:
-        self._folder = folder
+        self._home = home if os.name == "posix" else None
         self._on_fault = on_fault
+        self._max_bytes = max_bytes
         self._begin()
 
     def _begin(self) -> None:
         self.lock = threading.RLock()
-        self.path: Path | None = None
+        self._file: _File | None = None
         self.fault: str | None = None
-        self._lock_file = -1
         self._closed = False
-        self._file_bytes = 0
         self._segment = memoryview(b"")
+        self._segment_file: _File | None = None
+        self._about: memoryview[float] = memoryview(bytearray(ABOUT.stop - ABOUT.start)).cast("d")
         self._used = self._end = 0
+        self._free: dict[tuple[int, int], list[tuple[float, Place]]] = {}
         self.total_bytes = 0
         self.streams = 0
 
-    def append(self, kind: int, description: Any, cells: int) -> Place:
-        """Append a record with `cells` zeroed cells and return where they are."""
-        text = json.dumps(description, default=_encode, separators=(",", ":")).encode()
-        head = _RECORD_HEADER.pack(_checksum(text, cells, kind), len(text), cells, kind, 0) + text
-        written, first = len(head), _RECORD_HEADER.size + _padded(len(text))
-        size = first + cells * _CELL_BYTES
+    @property
+    def path(self) -> Path | None:
+        """The file; None before the first record, and where there is none."""
+        return self._file.path if self._file is not None else None
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether it is to lie where others can read it."""
+        return self._home is not None
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it takes no more series."""
+        return self._max_bytes is not None and self.total_bytes - (self._end - self._used) >= self._max_bytes
+
+    @property
+    def about(self) -> memoryview[float]:
+        """The cells about the ledger itself."""
+        return self._about
+
+    def append(self, kind: int, description: Any, cells: int | Sequence[float]) -> Place:
+        """Append a record with these numbers in its cells, or so many zeroes, and return where they are."""
+        values = [0.0] * cells if isinstance(cells, int) else cells
+        text = records.encode(description)
+        size = records.size_of(text, len(values))
         with self.lock:
-            while self._used + size > self._end:
-                self._grow(size)
-            # No call stands between the question and the claim: a signal handler or a finaliser of this very
-            # thread, which runs at calls only, may append as well and must not be given the same space.
-            segment, offset = self._segment, self._used
-            self._used = offset + size
-            segment[offset : offset + written] = head
-            return Place(segment, offset, segment[offset + first : offset + size].cast("d"))
+            file, segment, offset, *_ = self._rested(len(text), len(values)) or self._claim(size)
+            place = Place(file, segment, offset, records.write(segment, offset, kind, text, values))
+        self._about[GENERATION] += 1.0
+        return place
 
     def forget(self, place: Place) -> None:
-        """Mark a record as gone; its cells stay where they are and are read by nobody."""
-        # One byte, so that whoever reads just now finds a whole record or none, and those behind it.
-        place.segment[place.offset + _FORGOTTEN_AT] = 1
+        """Mark a record as gone; after a rest its place is used again."""
+        if not records.forget(place.segment, place.offset):
+            return
+        self._about[GENERATION] += 1.0
+        size = len(place.cells)
+        record = next(records.scan(place.segment, place.offset))
+        with self.lock:
+            rests = self._free.setdefault((record.first - record.offset, size), [])
+            rests.append((time.monotonic() + _REST_S, place))
+
+    def holds(self, place: Place) -> bool:
+        """Whether a record lies in the file."""
+        return place.file is not None and place.file is self._file
+
+    def is_private(self, place: Place) -> bool:
+        """Whether a record lies where nobody else reads it, though it should."""
+        return self._home is not None and not self._closed and not self.holds(place)
+
+    def retry(self) -> bool:
+        """Look whether the file is there and can be used again; True if records may be moved into it."""
+        with self.lock:
+            if self._home is None or self._closed:
+                return False
+            if self._file is not None and not self._file.path.exists():
+                # Somebody has removed it: what lies in it is read by nobody any more.
+                self._let_go()
+            if self._file is None or self._segment_file is None:
+                told, self.fault = self.fault, None
+                memory = self._map_file(SEGMENT_BYTES, told)
+                if memory is not None and self._file is not None:
+                    # What lies in private memory is about to be moved, and is not counted any more.
+                    self.total_bytes = self._file.bytes - SEGMENT_BYTES
+                    self._use(memory, SEGMENT_BYTES, self._file)
+            return self._segment_file is not None
+
+    def leave(self, on_stay: Callable[[], None] = lambda: None) -> None:
+        """Leave the group; records go on in private memory.
+
+        `on_stay` is called, while the worker still counts as living, if the numbers stay with the group:
+        what is recorded from then on must not be added to them.
+        """
+        with self.lock:
+            self._closed = True
+            self._segment_file, self._segment, self._used, self._end = None, memoryview(b""), 0, 0
+            file = self._file
+
+            def stay() -> None:
+                # Both at once, so that a page made just now finds the numbers here or there, and not twice.
+                on_stay()
+                self._file = None
+
+            if file is not None and self._home is not None:
+                self._home.leave(file.path, file.lock_file, stay)
+            self._file = None
+
+    def rejoin(self) -> None:
+        """Begin a file again after `leave()`, with the next record that is moved or made."""
+        with self.lock:
+            if self._closed:
+                self._closed = False
+                self._segment, self._used, self._end = memoryview(b""), 0, 0
+                self._free = {}
+                self.fault = None
+                self.total_bytes = 0
 
     def abandon(self) -> None:
         """Begin anew in a forked child: nothing of the parent's file, lock or mappings is kept."""
-        lock_file = self._lock_file
+        file = self._file
         self._begin()
-        if lock_file >= 0:
+        if file is not None:
             # The child shares the parent's open file, and with it the lock: closing only drops our hold.
-            os.close(lock_file)
+            os.close(file.lock_file)
 
     def close(self) -> None:
-        """Remove the file; cells that are still referred to go on in memory nobody else sees."""
-        with self.lock:
-            self._closed = True
-            if self.path is not None:
-                self.path.unlink(missing_ok=True)
-                self.path = None
-            if self._lock_file >= 0:
-                os.close(self._lock_file)
-                self._lock_file = -1
+        """Leave for good; cells that are still referred to go on in memory nobody else sees."""
+        self.leave()
+
+    def _let_go(self) -> None:
+        file, self._file = self._file, None
+        self._segment_file, self._segment, self._used, self._end = None, memoryview(b""), 0, 0
+        self._free = {}
+        if file is not None:
+            os.close(file.lock_file)
+
+    def _rested(self, text: int, cells: int) -> Place | None:
+        """The place of a forgotten record of this very size, if one has rested long enough."""
+        rests = self._free.get((records.size_of(b"", 0) + text, cells), [])
+        now = time.monotonic()
+        while True:
+            # No call stands between the question and the taking, for the reason that `_claim` gives.
+            if not rests or rests[0][0] > now:
+                return None
+            place = rests[0][1]
+            del rests[0]
+            if self.holds(place) or (place.file is None and self._segment_file is None):
+                return place
+
+    def _claim(self, size: int) -> tuple[_File | None, memoryview, int]:
+        while self._used + size > self._end:
+            self._grow(size)
+        # No call stands between the question and the claim: a signal handler or a finaliser of this very
+        # thread, which runs at calls only, may append as well and must not be given the same space.
+        segment, offset = self._segment, self._used
+        self._used = offset + size
+        return self._segment_file, segment, offset
 
     def _grow(self, size: int) -> None:
-        need = _SEGMENT_HEADER.size + size
-        length = -(-need // SEGMENT_BYTES) * SEGMENT_BYTES
+        length = -(-(BEGIN + size) // SEGMENT_BYTES) * SEGMENT_BYTES
         memory = self._map_file(length)
-        if memory is None and os.name == "posix":
+        if memory is not None:
+            self._use(memory, length, self._file)
+        elif os.name == "posix":
             # MAP_PRIVATE: a forked child must not write into its parent's numbers.
-            memory = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        elif memory is None:
-            memory = mmap.mmap(-1, length)
-        segment = memoryview(memory)
-        _SEGMENT_HEADER.pack_into(segment, 0, MAGIC, length)
-        self.total_bytes += length
-        self._segment, self._used, self._end = segment, _SEGMENT_HEADER.size, length
+            self._use(mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), length, None)
+        else:
+            self._use(mmap.mmap(-1, length), length, None)
 
-    def _map_file(self, length: int) -> mmap.mmap | None:
-        if self._folder is None or self._closed or self.fault is not None or os.name != "posix":
+    def _use(self, memory: mmap.mmap, length: int, file: _File | None) -> None:
+        segment = memoryview(memory)
+        SEGMENT_HEADER.pack_into(segment, 0, records.MAGIC, length)
+        self.total_bytes += length
+        self._segment, self._segment_file, self._used, self._end = segment, file, BEGIN, length
+
+    def _map_file(self, length: int, told: str | None = None) -> mmap.mmap | None:
+        if self._home is None or self._closed or self.fault is not None:
             return None
         try:
-            path = self.path
-            if path is None:
-                path, lock_file = _create(self._folder(), length)
+            if self._file is None:
+                path, lock_file = self._home.join(length)
                 if self.path is None:
-                    self.path, self._lock_file = path, lock_file
+                    self._file = _File(path, lock_file)
                 else:  # a signal handler has recorded meanwhile, and its file is the ledger's
                     path.unlink(missing_ok=True)
                     os.close(lock_file)
-                    path = self.path
+            mine = self._file
+            assert mine is not None  # noqa: S101
             # Claimed at once, for the same reason as a record's space.
-            begin = self._file_bytes
-            self._file_bytes = begin + length
-            # A mapping keeps a copy of its descriptor; the lock has one of its own, so that a forked
-            # child that closes the lock's does not go on holding it through the mapping.
-            file = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            begin = mine.bytes
+            mine.bytes = begin + length
             try:
-                if begin:
-                    _reserve(file, begin, length)
-                memory = mmap.mmap(file, length, offset=begin)
-            finally:
-                os.close(file)
+                memory = _map(mine.path, begin, length)
+            except (OSError, ValueError):
+                mine.bytes = begin  # a gap in the file would end every reading of it
+                raise
+            if begin == 0:
+                about = memoryview(memory)[ABOUT].cast("d")
+                about[GENERATION] = self._about[GENERATION]
+                self._about = about
         except (OSError, ValueError) as error:
             self.fault = str(error)
-            if self._on_fault is not None:
+            if self._on_fault is not None and self.fault != told:
                 self._on_fault(self.fault)
             return None
         return memory
 
 
-def read_ledger(path: Path) -> list[Record]:
-    """Read the records of a ledger's file, its worker alive or dead, up to the first bad one.
-
-    Errors: ValueError if the file is no ledger of this format.
-    """
-    content = memoryview(path.read_bytes())
-    if bytes(content[: len(MAGIC)]) != MAGIC:
-        msg = f"{path} is no ledger of format {MAGIC.decode()}: it begins with {bytes(content[:8])!r}"
-        raise ValueError(msg)
-    return list(_records(content))
+def _map(path: Path, begin: int, length: int) -> mmap.mmap:
+    # A mapping keeps a copy of its descriptor; the lock has one of its own, so that a forked child that
+    # closes the lock's does not go on holding it through the mapping.
+    file = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        if begin:
+            reserve(file, begin, length)
+        return mmap.mmap(file, length, offset=begin)
+    finally:
+        os.close(file)
 
 
 def is_alive(path: Path) -> bool:
     """Say whether a ledger's worker lives, by the kernel's lock on the file and never by a pid."""
-    import fcntl
-
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
         return False
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        return is_locked(file)
     finally:
         os.close(file)
+
+
+def is_locked(file: int) -> bool:
+    """Say whether another open file holds the lock of its worker."""
+    import fcntl
+
+    try:
+        # Shared: two who ask at once must not take each other for the worker.
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    fcntl.flock(file, fcntl.LOCK_UN)
     return False
 
 
-def _records(content: memoryview) -> Iterator[Record]:
-    begin = 0
-    while begin + _SEGMENT_HEADER.size <= len(content):
-        magic, length = _SEGMENT_HEADER.unpack_from(content, begin)
-        if magic != MAGIC or length < _SEGMENT_HEADER.size:
-            return
-        offset, end = begin + _SEGMENT_HEADER.size, min(begin + length, len(content))
-        while offset + _RECORD_HEADER.size <= end:
-            checksum, size, cells, kind, forgotten = _RECORD_HEADER.unpack_from(content, offset)
-            if not checksum:
-                break  # the rest of this segment is unused
-            start = offset + _RECORD_HEADER.size
-            first = start + _padded(size)
-            after = first + cells * _CELL_BYTES
-            if after > end:
-                return
-            text = bytes(content[start : start + size])
-            if checksum != _checksum(text, cells, kind):
-                return
-            if not forgotten:
-                values = list(struct.unpack_from(f"={cells}d", content, first))
-                yield Record(kind, json.loads(text, object_hook=_decode), values)
-            offset = after
-        begin += length
+def create(folder: Path, name: str, length: int, forgets: float = 0.0) -> tuple[Path, int]:
+    """Make a file that is reserved and locked before anybody can see it under its name.
 
+    `forgets` is the number of the group's last `forget`, which a new worker has nothing to do with.
 
-def _create(folder: Path, length: int) -> tuple[Path, int]:
-    """Make a file that is reserved and locked before anybody can see it under its name."""
+    Errors:  OSError that names the folder: one that is tried again and again must not look new each time.
+    """
     import fcntl
 
-    name = uuid.uuid4().hex
     hidden, path = folder / f"{name}.new", folder / f"{name}.ledger"
-    file = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        _reserve(file, 0, length)
-        os.pwrite(file, _SEGMENT_HEADER.pack(MAGIC, length), 0)
+        file = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder)) from error
+    try:
+        reserve(file, 0, length)
+        os.pwrite(file, SEGMENT_HEADER.pack(records.MAGIC, length) + struct.pack("=dd", 0.0, forgets), 0)
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         hidden.rename(path)
     except BaseException:
@@ -236,7 +357,7 @@ def _create(folder: Path, length: int) -> tuple[Path, int]:
     return path, file
 
 
-def _reserve(file: int, offset: int, length: int) -> None:
+def reserve(file: int, offset: int, length: int) -> None:
     """Take the space now: a hole in a file on a full tmpfs would kill the worker with SIGBUS later."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file, offset, length)
@@ -245,27 +366,3 @@ def _reserve(file: int, offset: int, length: int) -> None:
     while zeros:
         written = os.pwrite(file, zeros, offset)
         zeros, offset = zeros[written:], offset + written
-
-
-def _checksum(text: bytes, cells: int, kind: int) -> int:
-    # Never 0: zero is what unused space reads as.
-    return zlib.crc32(text, zlib.crc32(struct.pack("<II", cells, kind))) | 1 << 31
-
-
-def _padded(length: int) -> int:
-    return -(-length // _CELL_BYTES) * _CELL_BYTES
-
-
-def _encode(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return {"__bytes__": base64.b64encode(value).decode()}
-    return str(value)
-
-
-def _decode(value: dict[str, Any]) -> Any:
-    if value.keys() == {"__bytes__"}:
-        try:
-            return base64.b64decode(value["__bytes__"], validate=True)
-        except (TypeError, ValueError):
-            return value  # somebody's own mapping that has this key
-    return value

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from threading import RLock, local
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
-from opentelemetry.sdk.metrics.export import MetricsData, Sum
+from opentelemetry.sdk.metrics.export import MetricsData
 from prometheus_client import CollectorRegistry, Metric, generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
 from otel_mlops.metrics import CATALOGUE, PAGE_DURATION, PAGE_SERIES
-from otel_mlops.sdk.families import Fact, Family, Observed, Readable, Written
+from otel_mlops.sdk.families import Fact, Family
+from otel_mlops.sdk.peers import identity_of
 from otel_mlops.sdk.text import OPENMETRICS, choose_format, label_text, labels
 
 if TYPE_CHECKING:
+    from otel_mlops.sdk.everyone import Share
     from otel_mlops.sdk.provider import MeterProvider
-    from otel_mlops.sdk.stream import Stream
 
 _logger = logging.getLogger(__name__)
 
@@ -68,9 +69,8 @@ class PageReader(PrometheusMetricReader):
         self._last: dict[str, Page] = {}
         self._families: dict[str, Family] = {}
         self._owners: dict[str, Family] = {}
-        self._homes: dict[Stream, Family | None] = {}
-        self._versions: list[int] | None = None
-        self._said: list[Written] = []
+        self._homes: dict[Any, Family | None] = {}
+        self._version: Any = None
 
     def after_fork(self) -> None:
         """Begin anew in a forked child: a rendering in the parent may have held the lock."""
@@ -82,8 +82,9 @@ class PageReader(PrometheusMetricReader):
         Errors:  TimeoutError while another rendering does not end, as a callback of the service hangs.
         """
         content_type = choose_format(accept)
+        self._observe()
         if not self._lock.acquire(timeout=_PATIENCE_S):
-            msg = "another rendering of the page does not end: a callback of an observable instrument hangs"
+            msg = "another rendering of the page does not end: a collector of the shared registry hangs"
             raise TimeoutError(msg)
         try:
             if not self._is_rendering:
@@ -140,6 +141,7 @@ class PageReader(PrometheusMetricReader):
     def _as_metrics(self) -> Iterator[Metric]:
         """Our families as prometheus_client's, for the shared registry."""
         found = []
+        self._observe()
         with self._lock:
             for family in self._refresh():
                 try:
@@ -150,90 +152,63 @@ class PageReader(PrometheusMetricReader):
 
     def _refresh(self) -> list[Family]:
         """The families that have series now, in the order in which they first came; the lock is held."""
-        provider = self._provider
-        if provider is None:
+        if self._provider is None:
             return []
-        streams = provider.streams()
-        versions = [stream.version for stream in streams]
-        if versions != self._versions:
+        version, shares = self._provider.everyone.shares()
+        if version != self._version:
             # Only when a series came or went: else each keeps its place, and its text, from last time.
-            self._versions = versions
-            self._arrange(streams)
-        for written in self._said:
-            written.unsay()
-        self._said = []
-        self._put_observed(provider)
+            self._version = version
+            self._arrange(shares)
         return [family for family in self._families.values() if family.drop_empty()]
 
-    def _arrange(self, streams: list[Stream]) -> None:
+    def _observe(self) -> None:
+        """Have the callbacks of observable instruments speak; what they said before stands if one hangs."""
+        if self._provider is not None:
+            try:
+                self._provider.refresh(self, self._observe_timeout_s)
+            except Exception as error:
+                self._tell(f"observable instruments could not be read: {error!r}")
+
+    def _arrange(self, shares: list[Share]) -> None:
         for family in self._families.values():
             family.empty()
         self._put_target()
-        for stream in streams:
-            living = stream.living()
-            home = self._family_of(stream) if living else None
-            if home is not None:
-                for series in living:
-                    if series.rendered is None:
-                        series.rendered = label_text(labels(series.attributes, reserved=home.reserved))
-                    self._put(home, series.rendered, series, series.attributes, stream.bounds)
+        for stream, every, worker in shares:
+            home = self._family_of(stream) if every else None
+            for series in every if home is not None else ():
+                key = series.rendered if worker is None else None
+                if key is None:
+                    key = label_text(labels(series.attributes, reserved=home.reserved, worker=worker))  # type: ignore[union-attr]
+                    series.rendered = key if worker is None else None
+                if not home.put(key, series, series.attributes, stream.bounds, worker):  # type: ignore[union-attr]
+                    self._tell(f"{stream.name}{{{key}}} is left out where its bucket bounds differ from the first ones")
 
-    def _family_of(self, stream: Stream) -> Family | None:
-        if stream not in self._homes:
-            kind = stream.row.kind if stream.row is not None else stream.kind
-            self._homes[stream] = self._family(stream.name, kind, stream.unit, stream.description)
-        return self._homes[stream]
+    def _family_of(self, stream: Any) -> Family | None:
+        key = identity_of(stream)
+        if key not in self._homes:
+            about = stream.name, stream.shown, stream.unit, stream.description
+            family = Family(*about, stream.rule, stream.states, stream.subject)
+            self._homes[key] = self._family(family, f"{stream.name} ({stream.shown})")
+        return self._homes[key]
 
-    def _family(self, name: str, kind: str, unit: str, description: str) -> Family | None:
+    def _family(self, made: Family, told: str) -> Family | None:
         """The family of a metric, or None where its name belongs to a metric of another type."""
-        made = Family(name, kind, unit, description)
         found = self._families.get(made.name)
         if found is not None and found.type == made.type:
             return found
         owners = {self._owners[each].name for each in made.names() if each in self._owners}
         owners |= {_OURS[each][0] for each in made.names() if _OURS.get(each, made.identity) != made.identity}
         if owners:
-            self._tell(f"{name} ({kind}) is left out: its name on the page belongs to {', '.join(sorted(owners))}")
+            self._tell(f"{told} is left out: its name on the page belongs to {', '.join(sorted(owners))}")
             return None
         self._families[made.name] = made
         self._owners.update(dict.fromkeys(made.names(), made))
         return made
 
-    def _put(
-        self,
-        family: Family,
-        key: str,
-        series: Readable,
-        attributes: Mapping[str, Any],
-        bounds: Sequence[float] = (),
-    ) -> None:
-        written = family.put(key, series, attributes, bounds)
-        if written is None:
-            self._tell(f"{family.name}{{{key}}} is left out where its bucket bounds differ from the first ones")
-        elif isinstance(series, Observed):
-            self._said.append(written)
-
     def _put_target(self) -> None:
-        target = self._family("target", "info", "", "The resource that these metrics describe.")
+        target = self._family(Family("target", "info", "", "The resource that these metrics describe."), "target")
         if target is not None and self._provider is not None:
-            target.put("", Fact(1.0), self._provider.resource.attributes, ())
-
-    def _put_observed(self, provider: MeterProvider) -> None:
-        try:
-            data = provider.observe(self, self._observe_timeout_s)
-        except Exception as error:
-            self._tell(f"observable instruments could not be read: {error!r}")
-            return
-        for resource_metrics in data.resource_metrics if data else ():
-            for scope_metrics in resource_metrics.scope_metrics:
-                for metric in scope_metrics.metrics:
-                    kind = "gauge"
-                    if isinstance(metric.data, Sum):
-                        kind = "counter" if metric.data.is_monotonic else "updown"
-                    family = self._family(metric.name, kind, metric.unit or "", metric.description or "")
-                    for point in metric.data.data_points if family else ():
-                        key = label_text(labels(point.attributes or {}))
-                        self._put(family, key, Observed(float(point.value)), point.attributes or {})  # type: ignore[arg-type, union-attr]
+            target.put("", Fact(1.0), self._provider.shared_resource.attributes, ())
 
     def _of_others(self, *, openmetrics: bool) -> bytes:
         """What else is registered in the shared registry, less the names that are on the page already."""

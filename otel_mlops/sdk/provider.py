@@ -28,23 +28,30 @@ from opentelemetry.sdk.metrics.view import (
 )
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-from otel_mlops.metrics import DROPPED, OVERFLOW, Metric
+from otel_mlops.metrics import CATALOGUE, DROPPED, OVERFLOW, Metric
 from otel_mlops.sdk import instruments
 from otel_mlops.sdk.bounded import call_within
 from otel_mlops.sdk.consumer import Consumer
+from otel_mlops.sdk.everyone import Everyone
+from otel_mlops.sdk.group_points import GroupPoints
 from otel_mlops.sdk.ledger import Ledger
 from otel_mlops.sdk.meter import DisabledMeter, Meter, check_bounds
+from otel_mlops.sdk.observed import Observed
 from otel_mlops.sdk.stream import Stream
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.metrics import ExemplarFilter
-    from opentelemetry.sdk.metrics.export import MetricReader, MetricsData
+    from opentelemetry.sdk.metrics.export import MetricReader
     from opentelemetry.sdk.resources import Resource
+
+    from otel_mlops.sdk.group import Group
 
 _logger = logging.getLogger(__name__)
 
 SCOPE = "otel_mlops"
 """The scope of our own metrics."""
+
+_ROWS = {row.name: row for row in CATALOGUE}
 
 DEFAULT_BOUNDS = (0.0, 5.0, 10.0, 25.0, 50.0, 75.0, 100.0, 250.0, 500.0, 750.0, 1e3, 2.5e3, 5e3, 7.5e3, 1e4)
 """What the stock SDK counts by where nobody says better. Source: OpenTelemetry, Metrics SDK, Aggregation."""
@@ -59,8 +66,9 @@ _FILTERS = {
 class MeterProvider(sdk.MeterProvider):
     """OpenTelemetry's MeterProvider whose counts lie in a ledger.
 
-    `ledger` says where the cells are, private memory by default; `max_series` caps each metric. The rest is
-    the stock SDK's. Errors: ValueError for a view that cannot be honoured.
+    `ledger` says where the cells are, private memory by default; `max_series` caps each metric. With a `group`
+    the page shows what all of its workers have recorded, and what their callbacks said no longer than
+    `stale_s` ago. The rest is the stock SDK's. Errors: ValueError for a view that cannot be honoured.
     """
 
     def __init__(
@@ -72,7 +80,9 @@ class MeterProvider(sdk.MeterProvider):
         views: Sequence[View] = (),
         *,
         ledger: Ledger | None = None,
+        group: Group | None = None,
         max_series: int = 2000,
+        stale_s: float = 15.0,
         disabled: bool | None = None,
     ) -> None:
         # What is wrong is said before super(), which registers hooks for the fork and the exit.
@@ -89,11 +99,21 @@ class MeterProvider(sdk.MeterProvider):
         self.ledger = ledger or Ledger()
         self.max_series = max_series
         self._streams: list[Stream] = []
+        self._observed = Observed(self._observed_stream)
+        self.everyone = Everyone(
+            lambda: [*self._streams, *self._observed.streams],
+            self.ledger,
+            group,
+            stale_s=stale_s,
+            max_series=max_series,
+        )
         super().__init__((), resource, exemplar_filter, shutdown_on_exit, views)
         self._exemplar_filter = _FILTERS[type(self._sdk_config.exemplar_filter)]
         if disabled is not None:
             self._disabled = disabled
-        self._consumer = Consumer(self._sdk_config, self.streams)
+        self.shared_resource: Resource = self._sdk_config.resource
+        """What the numbers of the whole group describe."""
+        self._consumer = Consumer(self._sdk_config, self.streams, partial(GroupPoints, provider=self, group=group))
         self._measurement_consumer = self._consumer
         self._rows: dict[str, Any] = {}
         self._meter_lock = threading.RLock()  # type: ignore[assignment]
@@ -149,16 +169,31 @@ class MeterProvider(sdk.MeterProvider):
         """The streams of all synchronous instruments, in the order they were created."""
         return list(self._streams)
 
-    def observe(self, reader: MetricReader, timeout_s: float) -> MetricsData | None:
-        """What the observable instruments say now, for the page, which reads the cells itself."""
-        return self._consumer.observe(reader, timeout_s * 1e3)
+    def refresh(self, reader: MetricReader, timeout_s: float) -> None:
+        """Have the callbacks of observable instruments speak, and keep in cells what they say."""
+        self._observed.refresh(lambda left_s: self._consumer.observe(reader, left_s * 1e3), timeout_s)
+
+    def settle(self) -> None:
+        """Move what lies in private memory into the ledger's file, if there is room for it again."""
+        if self.ledger.retry():
+            for stream in [*self._streams, *self._observed.streams]:
+                stream.move()
+
+    def leave(self) -> None:
+        """Leave the group: the numbers stay with it, or with this process if it was the last one."""
+        self.ledger.leave(self._begin_anew)
+
+    def _begin_anew(self) -> None:
+        for stream in [*self._streams, *self._observed.streams]:
+            stream.begin_anew()
 
     def forget(self, attributes: Mapping[str, Any]) -> int:
         """Remove the series that carry all of these attributes, in every metric, and return how many.
 
         What is in progress stays until it is forgotten again.
         """
-        gone = sum(stream.forget(attributes, spare_busy=True) for stream in self.streams())
+        every = [*self._streams, *self._observed.streams]
+        gone = sum(stream.forget(attributes, spare_busy=True) for stream in every)
         with self._meter_lock:
             meters = list(self._meters.values())
         for meter in meters:
@@ -167,17 +202,24 @@ class MeterProvider(sdk.MeterProvider):
                     instrument._forget_forms()
         return gone
 
-    def add_metric_reader(self, metric_reader: MetricReader) -> None:
-        """Add a reader; unlike the stock SDK's, it is flushed and shut down with the others."""
+    def add_metric_reader(self, metric_reader: MetricReader, *, of_group: bool = False) -> None:
+        """Add a reader; unlike the stock SDK's, it is flushed and shut down with the others.
+
+        It sees this process; with `of_group` what all workers of the group have recorded.
+        """
         with self._all_metric_readers_lock:
             if metric_reader in self._all_metric_readers:
                 _logger.warning("%s is registered already", metric_reader)
                 return
             self._all_metric_readers.add(metric_reader)
-        self._consumer.add_metric_reader(metric_reader)
+        self._consumer.add_metric_reader(metric_reader, of_group=of_group)
         metric_reader._set_collect_callback(self._consumer.collect)  # type: ignore[arg-type]
         metric_reader._set_meter_provider(self)
         self._metric_readers = [*self._metric_readers, metric_reader]
+
+    def exported(self, metric_reader: MetricReader) -> None:
+        """To be told by a reader of the group after each export: who reads for the group next goes on from there."""
+        self._consumer.exported(metric_reader)
 
     def remove_metric_reader(self, metric_reader: MetricReader) -> None:
         """Shut a reader down, and remove it; the stock SDK removes it first, and loses its last collection."""
@@ -207,7 +249,7 @@ class MeterProvider(sdk.MeterProvider):
         if self._atexit_handler is not None:
             atexit.unregister(self._atexit_handler)
             self._atexit_handler = None
-        self.ledger.close()
+        self.leave()
 
     def count_dropped(self, reason: str) -> None:
         """Count a measurement that could not be recorded."""
@@ -251,6 +293,23 @@ class MeterProvider(sdk.MeterProvider):
             self._streams.append(stream)
             yield stream
 
+    def _observed_stream(
+        self, scope: InstrumentationScope, name: str, unit: str, description: str, kind: str
+    ) -> Stream:
+        return Stream(
+            name=name,
+            unit=unit,
+            description=description,
+            kind=kind,
+            scope=scope,
+            ledger=self.ledger,
+            limit=self.max_series,
+            on_dropped=self._on_dropped,
+            on_overflow=self._on_overflow,
+            row=_ROWS.get(name) if scope.name == SCOPE else None,
+            observed=True,
+        )
+
     def _on_dropped(self, stream: Stream, reason: str) -> None:
         self.count_dropped(reason)
 
@@ -263,7 +322,9 @@ class MeterProvider(sdk.MeterProvider):
         # Ours first: whatever the detectors of the resource do, nothing may be written into the parent's file.
         for stream in self._streams:
             stream.after_fork()
+        self._observed.after_fork()
         self.ledger.abandon()
+        self.everyone.after_fork()
         for meter in self._meters.values():
             meter.fresh_locks()  # type: ignore[attr-defined]
         self._consumer.after_fork()

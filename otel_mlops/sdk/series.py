@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from opentelemetry import context as otel_context
 
 from otel_mlops.sdk.batch import LARGEST, count_by_bucket, drawn
-from otel_mlops.sdk.exemplars import Exemplars, sampled_span
-from otel_mlops.sdk.ledger import EXEMPLARS, SERIES, Place
+from otel_mlops.sdk.exemplars import Exemplar, Exemplars, sampled_span
+from otel_mlops.sdk.ledger import Place
+from otel_mlops.sdk.records import EXEMPLARS, SERIES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -57,6 +58,8 @@ class Series:
     __slots__ = ("__weakref__", "attributes", "born_ns", "cells", "place", "rendered", "stream")
 
     size = 1
+    _whole: Any = slice(None)
+    """The index of all cells at once."""
 
     def __init__(self, stream: Stream, attributes: Mapping[str, AnyValue]) -> None:
         self.stream = stream
@@ -80,17 +83,36 @@ class Series:
             found = self.place
             if found is None:
                 born_ns = time.time_ns()
-                description = [stream.number(), [*map(list, self.attributes.items())], born_ns]
-                place = stream.ledger.append(SERIES, description, self.size)
-                cells = self._shape(place.cells)
+                values = [0.0] * self.size
                 if index is not None:
-                    cells[index] = first
+                    values[index or 0] = first
+                place = stream.ledger.append(SERIES, self._described(born_ns), values)
+                cells = self._shape(place.cells)
                 if self.place is None:
                     self.born_ns, self.place, self.cells = born_ns, place, cells
                     stream.keep(self)
                     return True
                 stream.ledger.forget(place)  # a signal handler has recorded into this very series meanwhile
             return False
+
+    def move(self) -> None:
+        """Move out of private memory into the ledger's file, where there is one again."""
+        stream = self.stream
+        with stream.lock, stream.ledger.lock:
+            old = self.place
+            if old is None or not stream.ledger.is_private(old):
+                return
+            new = stream.ledger.append(SERIES, self._described(self.born_ns), self.read())
+            if stream.ledger.is_private(new):
+                stream.ledger.forget(new)  # there is no room yet
+                return
+            cells, before, whole = self._shape(new.cells), self.cells, self._whole
+            # In one breath, like a record: what other threads add meanwhile goes to the old cells before, and
+            # to the new ones after.
+            cells[whole] = before[whole]
+            self.cells = cells
+            self.place = new
+            stream.ledger.forget(old)
 
     def leave(self) -> None:
         """Give the cells up: nobody reads them any more, and the next record begins at nothing."""
@@ -103,14 +125,23 @@ class Series:
         cells = self.cells
         return [0.0] * self.size if isinstance(cells, Unborn) else cells.tolist()
 
+    def read_exemplars(self) -> list[Exemplar | None] | None:
+        """The exemplar of each bucket; None where there never was one."""
+        return None
+
     def _shape(self, cells: memoryview[float]) -> Cells:
         return cells
+
+    def _described(self, *rest: Any) -> list[Any]:
+        return [self.stream.number(), [*map(list, self.attributes.items())], *rest]
 
 
 class CounterSeries(Series):
     """A sum that only grows."""
 
     __slots__ = ()
+
+    _whole = ()
 
     def add(self, amount: float) -> None:
         """Add a number that is not negative."""
@@ -179,9 +210,11 @@ class GaugeSeries(Series):
             self.stream.drop("type", value)
             return
         if -LARGEST <= value <= LARGEST:
+            now = time.monotonic()
+            # In one breath: the series must not move between the two.
             cells = self.cells
             cells[0] = value
-            cells[1] = time.monotonic()
+            cells[1] = now
         else:
             self.stream.drop("not_finite", value)
 
@@ -207,6 +240,11 @@ class HistogramSeries(Series):
         """Forget the cells and the exemplars."""
         super().unbear()
         self.exemplars = None
+
+    def read_exemplars(self) -> list[Exemplar | None] | None:
+        """The exemplar of each bucket."""
+        kept = self.exemplars
+        return None if kept is None else kept.read()
 
     def leave(self) -> None:
         """Give the cells and the exemplars up."""
@@ -250,10 +288,12 @@ class HistogramSeries(Series):
             self._record_each(values)
             return
         if counts:
-            cells = self.cells
-            for index, count in counts:
-                cells[index] += count
-            cells[-1] += total
+            # Not one line but a loop: the series must not move in the middle of it.
+            with self.stream.ledger.lock:
+                cells = self.cells
+                for index, count in counts:
+                    cells[index] += count
+                cells[-1] += total
 
     def _record_each(self, values: Iterable[float]) -> None:
         try:
@@ -282,51 +322,27 @@ class HistogramSeries(Series):
             found = self.exemplars
             if found is None:
                 self.join()
-                slots = len(self.bounds) + 1
-                description = [self.stream.number(), [*map(list, self.attributes.items())], slots]
-                place = self.stream.ledger.append(EXEMPLARS, description, Exemplars.cells(slots))
-                self.exemplars = found = Exemplars(place)
+                self.exemplars = found = self._new_exemplars()
             return found
 
+    def _new_exemplars(self) -> Exemplars:
+        slots = len(self.bounds) + 1
+        return Exemplars(self.stream.ledger.append(EXEMPLARS, self._described(slots), Exemplars.cells(slots)))
 
-class Several:
-    """One recording for several streams, where more than one view selects an instrument; or for none."""
-
-    __slots__ = ("_each",)
-
-    def __init__(self, each: list[Any]) -> None:
-        self._each = each
-
-    def add(self, amount: float) -> None:
-        """Add to each."""
-        for series in self._each:
-            series.add(amount)
-
-    def record(self, value: float) -> None:
-        """Record in each."""
-        for series in self._each:
-            series.record(value)
-
-    def record_in(self, value: float, context: Context) -> None:
-        """Record in each, with a context."""
-        for series in self._each:
-            series.record_in(value, context)
-
-    def record_many(self, values: Iterable[float]) -> None:
-        """Record many in each."""
-        if len(self._each) > 1 and not hasattr(values, "__len__"):
-            values = drawn(values, partial(self._each[0].stream.drop, "type", values))
-        for series in self._each:
-            series.record_many(values)
-
-    def set(self, value: float) -> None:
-        """Set each."""
-        for series in self._each:
-            series.set(value)
-
-
-NOWHERE = Several([])
-"""The handle of an instrument that is disabled, shut down, or dropped by a view."""
+    def move(self) -> None:
+        """Move the cells and the exemplars."""
+        super().move()
+        ledger = self.stream.ledger
+        with ledger.lock:
+            old = self.exemplars
+            if old is not None and self.place is not None and ledger.is_private(old.place):
+                new = self._new_exemplars()
+                if ledger.is_private(new.place):
+                    ledger.forget(new.place)  # there is no room yet
+                    return
+                new.copy(old)
+                self.exemplars = new
+                ledger.forget(old.place)
 
 
 def _locked(recording: type[Series], *verbs: str) -> type[Series]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from threading import RLock
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,8 @@ from opentelemetry.sdk.metrics._internal._view_instrument_match import _OVERFLOW
 
 from otel_mlops.sdk.batch import LARGEST
 from otel_mlops.sdk.exemplars import ALWAYS, NEVER, current_context
-from otel_mlops.sdk.ledger import STREAM
+from otel_mlops.sdk.merge import rule_of
+from otel_mlops.sdk.records import STREAM
 from otel_mlops.sdk.series import RECORDING, Series
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from opentelemetry.util.types import AnyValue
 
     from otel_mlops.metrics import Metric
-    from otel_mlops.sdk.ledger import Ledger
+    from otel_mlops.sdk.ledger import Ledger, Place
 
 _logger = logging.getLogger(__name__)
 
@@ -54,6 +55,8 @@ class Stream:
     bounds: tuple[float, ...] = ()
     attribute_keys: frozenset[str] | None = None
     exemplar_filter: str = "trace_based"
+    observed: bool = False
+    """Its numbers are what callbacks say: set, not added, whatever its kind."""
 
     series: dict[Any, Series] = field(default_factory=dict)
     lock: RLock = field(default_factory=RLock)
@@ -62,6 +65,7 @@ class Stream:
     version: int = 0
     """Grows when a series comes or goes, so that whoever has arranged them knows whether to look again."""
     _number: int = -1
+    _described: Place | None = None
     _overflow: Series | None = None
     _forgotten: WeakValueDictionary[Any, Series] = field(default_factory=WeakValueDictionary)
     _told: set[str] = field(default_factory=set)
@@ -73,6 +77,29 @@ class Stream:
         self.sampling = choices.get(self.exemplar_filter) or current_context()
 
     @property
+    def shown(self) -> str:
+        """What it is on the page: an `info` and a `stateset` are gauges to OpenTelemetry."""
+        return self.row.kind if self.row else self.kind
+
+    @property
+    def rule(self) -> str:
+        """How workers combine."""
+        if self.row is None:
+            return rule_of(self.name, self.kind, observed=self.observed)
+        # What the leader works out of everybody's numbers, today's count say, is not added to another leader's.
+        return "once" if self.observed and self.row.across == "sum" else self.row.across
+
+    @property
+    def states(self) -> tuple[str, ...]:
+        """The states of a state set, the worst first."""
+        return self.row.states if self.row else ()
+
+    @property
+    def subject(self) -> tuple[str, ...] | None:
+        """Of an info: the attributes that say what it is about, where the latest of several is shown."""
+        return self.row.subject if self.row else None
+
+    @property
     def sampling_always(self) -> bool:
         """Whether they are taken without a sampled span too."""
         return self.exemplar_filter == "always_on"
@@ -82,9 +109,9 @@ class Stream:
         key, clean = self._identify(attributes)
         with self.ledger.lock:
             series = self.series.get(key)
-            if series is None and len(self.series) < self.limit:
+            if series is None and len(self.series) < self.limit and not self.ledger.is_full:
                 # One that was forgotten may be held still: its handle and the new one are the same series.
-                series = self._forgotten.pop(key, None) or RECORDING[self.kind](self, clean)
+                series = self._forgotten.pop(key, None) or self._new(clean)
                 series = self.series.setdefault(key, series)
         # Outside of the lock: counting what overflows takes the locks of the metric that counts it.
         return series if series is not None else self._overflowing()
@@ -138,16 +165,45 @@ class Stream:
 
     def number(self) -> int:
         """The number of this stream in the ledger, which is described there when its first series is."""
-        if self._number < 0:
-            number = self.ledger.streams = self.ledger.streams + 1
-            self.ledger.append(STREAM, {"number": number, **self._description()}, 0)
-            self._number = number  # not before: a signal handler's series must stand behind the description
+        if self._described is None or self.ledger.is_private(self._described):
+            number = self._number
+            if number < 0:
+                number = self.ledger.streams = self.ledger.streams + 1
+            place = self.ledger.append(STREAM, {"number": number, **self._description()}, 0)
+            # Not before: a signal handler's series must stand behind the description.
+            self._number, self._described = number, place
         return self._number
 
+    def move(self) -> None:
+        """Move what lies in private memory into the ledger's file."""
+        for series in self.living():
+            series.move()
+
+    def keep_only(self, said: Collection[Series]) -> None:
+        """Let go of the series that callbacks do not speak of any more."""
+        with self.ledger.lock:
+            for key, series in list(self.series.items()):
+                if series.place is not None and series not in said:
+                    series.leave()
+                    self.series.pop(key, None)
+                    self.version += 1
+
+    def begin_anew(self) -> None:
+        """Let every series begin at nothing with its next record, as its numbers stay with the group.
+
+        Handles that are held go on; so do numbers in private memory, which nobody else has.
+        """
+        self._described = None
+        self.version += 1
+        for series in self._every():
+            if series.place is not None and self.ledger.holds(series.place):
+                series.unbear()
+
     def after_fork(self) -> None:
-        """Begin at nothing in a forked child; handles that are held go on and join the child's ledger."""
+        """Begin at nothing in a forked child, whose ledger is another."""
         self.lock = RLock()
         self._number = -1
+        self._described = None
         self._told = set()
         self.version += 1
         for series in self._every():
@@ -167,18 +223,27 @@ class Stream:
     def _overflowing(self) -> Series:
         series = self._overflow
         if series is None:
-            series = RECORDING[self.kind](self, dict(_OVERFLOW_ATTRIBUTES))
+            series = self._new(dict(_OVERFLOW_ATTRIBUTES))
             with self.ledger.lock:
                 series = self._overflow = self._overflow or series
         if self._is_news("overflow"):
             _logger.warning(
-                "%s: more than %d sets of attributes; further ones are recorded in one series with "
-                "otel_metric_overflow=true. Raise OTEL_MLOPS_MAX_SERIES or use fewer attribute values.",
+                "%s: %s; further sets of attributes are recorded in one series with otel_metric_overflow=true. "
+                "Raise %s or use fewer attribute values.",
                 self.name,
-                self.limit,
+                *self._full(),
             )
         self.on_overflow(self, "overflow")
         return series
+
+    def _full(self) -> tuple[str, str]:
+        """What there is no room for, and the setting that gives more."""
+        if len(self.series) < self.limit:
+            return f"this worker's series take {self.ledger.total_bytes} bytes", "OTEL_MLOPS_MAX_LEDGER_BYTES"
+        return f"more than {self.limit} sets of attributes", "OTEL_MLOPS_MAX_SERIES"
+
+    def _new(self, attributes: dict[str, AnyValue]) -> Series:
+        return RECORDING["gauge" if self.observed else self.kind](self, attributes)
 
     def _is_news(self, what: str) -> bool:
         """Whether this has not been said before."""
@@ -215,8 +280,11 @@ class Stream:
             "unit": self.unit,
             "description": self.description,
             "kind": self.kind,
-            "across": self.row.across if self.row else None,
-            "shown": self.row.kind if self.row else self.kind,
+            "rule": self.rule,
+            "shown": self.shown,
+            "observed": self.observed,
+            "states": list(self.states),
+            "subject": self.subject,
             "bounds": list(self.bounds),
             "scope": [self.scope.name, self.scope.version, self.scope.schema_url],
         }

@@ -43,21 +43,24 @@ def _quality(text: str) -> float:
     return float(text) if re.fullmatch(r"[01](\.\d{0,3})?", text) else 0.0
 
 
-def labels(attributes: Mapping[str, Any], *, reserved: str | None = None) -> dict[str, str]:
+def labels(attributes: Mapping[str, Any], *, reserved: str | None = None, worker: str | None = None) -> dict[str, str]:
     """Attributes as the page's labels, sorted; keys that become the same have their values joined by `;`.
 
-    `reserved` is a label the metric itself needs (`le`); an attribute of that name gets `exported_` before it.
+    `reserved` is a label the metric itself needs (`le`), and `worker` the value of that label where each worker
+    is shown; an attribute of such a name gets `exported_` before it.
     An empty value is no label: Prometheus takes the two for the same series and keeps one of them.
     Source: OpenTelemetry, Prometheus and OpenMetrics Compatibility, Metric Attributes.
     """
     merged: dict[str, list[str]] = {}
     for key, value in sorted(attributes.items()):
         name = _label_name(key)
-        if name == reserved:
+        if name == reserved or (name == "worker" and worker is not None):
             name = f"exported_{name}"
         text = value if isinstance(value, str) else json.dumps(value, default=str)
         # Half a surrogate pair cannot be written: replaced now, so that what looks the same is one series.
         merged.setdefault(name, []).append(text.encode("utf-8", "replace").decode())
+    if worker is not None:
+        merged["worker"] = [worker]
     return {name: text for name in sorted(merged) if (text := ";".join(merged[name]))}
 
 

@@ -140,6 +140,19 @@ SETTINGS: tuple[Setting, ...] = (
             values.names(SOURCES, every=True), "Which sources are read.", default="`all`"),
     Setting("state_dir", ("OTEL_MLOPS_STATE_DIR",), "the absolute path of a folder, or None",
             values.or_none(values.folder), "Where the workers keep their numbers.", default="shared memory"),
+    Setting("group", ("OTEL_MLOPS_GROUP",), "a name or None", values.or_none(values.text),
+            "Which workers share a page: those of one machine that give the same name.",
+            default="one user's workers with the same service name, host and port"),
+    Setting("page_process", ("OTEL_MLOPS_PAGE_PROCESS",), "True or False", values.flag,
+            "Whether the page, the sources and the push have a process of their own, so that a scrape never waits "
+            "for the service's interpreter.", read=values.flag_from, expected_text="true or false"),
+    Setting("web_config_file", ("OTEL_MLOPS_WEB_CONFIG_FILE",), "the absolute path of a file, or None",
+            values.or_none(values.folder), "TLS, passwords and limits of the page's own server: the "
+            "`web.config.yml` of Prometheus' exporters.", default="neither TLS nor passwords"),
+    Setting("max_ledger_bytes", ("OTEL_MLOPS_MAX_LEDGER_BYTES",),
+            f"a whole number from {values.SMALLEST_LEDGER_BYTES}", values.whole(values.SMALLEST_LEDGER_BYTES),
+            "The most memory that the series of one worker may take, in bytes; further series go to the overflow "
+            "series of their metric.", read=int),
     Setting("max_series", ("OTEL_MLOPS_MAX_SERIES",), "a whole number from 1", values.whole(1),
             "The most series that one metric may have; records past it go to its overflow series.", read=int),
     Setting("metrics_path", (), "a path that begins with /, or None", values.or_none(values.url_path),
@@ -183,6 +196,10 @@ class Settings:
     monitoring_interval: float = 5.0
     sources: tuple[str, ...] = SOURCES
     state_dir: Path | None = None
+    group: str | None = None
+    page_process: bool = False
+    web_config_file: Path | None = None
+    max_ledger_bytes: int = 8 * 1024 * 1024
     max_series: int = 2000
     metrics_path: str | None = None
     health_path: str | None = "/health"

@@ -19,6 +19,8 @@ ResourceValue = str | bool | int | float
 
 SHORTEST_S = 0.01
 """More often than a hundred times a second nothing is worth reading, and a thread would do nothing else."""
+SMALLEST_LEDGER_BYTES = 64 * 1024
+"""One segment of a ledger: with less there would be no series at all."""
 LONGEST_S = 86_400
 """A day: the longest interval that makes sense, and far below what a timer can hold."""
 

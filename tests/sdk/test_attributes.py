@@ -18,9 +18,10 @@ from opentelemetry.sdk.metrics.export import AggregationTemporality, InMemoryMet
 from opentelemetry.sdk.metrics.view import DropAggregation, View
 
 from otel_mlops.metrics import API_REQUESTS, DROPPED, OVERFLOW
-from otel_mlops.sdk.ledger import SERIES, Ledger, read_ledger
+from otel_mlops.sdk.ledger import Folder, Ledger
 from otel_mlops.sdk.page import PageReader
 from otel_mlops.sdk.provider import MeterProvider
+from otel_mlops.sdk.records import SERIES, read_ledger
 from otel_mlops.sdk.stream import Stream
 from tests.pages import check_page
 
@@ -337,7 +338,7 @@ def test_known_sets_stay_fast_in_a_full_metric(
 
 def test_a_forgotten_series_is_gone_and_begins_anew(tmp_path: Path, open_provider: OpenProvider):
     """A forgotten series is nowhere, in the ledger's file neither; recording begins it at nothing."""
-    provider = open_provider(ledger=Ledger(lambda: tmp_path))
+    provider = open_provider(ledger=Ledger(Folder(lambda: tmp_path)))
     counter = counter_of(provider)
     handle = counter.bind({"model": "a", "n": 1})
     for attributes in ({"model": "a", "n": 1}, {"model": "a", "n": 2}, {"model": "b", "n": 1}):
@@ -490,7 +491,7 @@ def test_handles_of_a_disabled_provider_record_nothing(open_provider: OpenProvid
 
 def test_handles_work_after_shutdown(open_provider: OpenProvider, tmp_path: Path):
     """After shutdown old handles and new ones, of old meters and new ones, raise nothing, and no file comes back."""
-    provider = open_provider(ledger=Ledger(lambda: tmp_path))
+    provider = open_provider(ledger=Ledger(Folder(lambda: tmp_path)))
     counter = counter_of(provider)
     handle = counter.bind({"a": "1"})
     handle.add(1)

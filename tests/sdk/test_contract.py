@@ -129,6 +129,9 @@ CONTRACT: dict[str, Callable[[Any], object]] = {
     "_UpDownCounter": lambda _: issubclass(instrument._UpDownCounter, sdk.UpDownCounter),
     "_Histogram": lambda _: issubclass(instrument._Histogram, sdk.Histogram),
     "_Gauge": lambda _: issubclass(instrument._Gauge, sdk._Gauge) and issubclass(sdk._Gauge, api._Gauge),
+    "_ObservableCounter": lambda _: issubclass(instrument._ObservableCounter, sdk.ObservableCounter),
+    "_ObservableUpDownCounter": lambda _: issubclass(instrument._ObservableUpDownCounter, sdk.ObservableUpDownCounter),
+    "_ObservableGauge": lambda s: type(s.observable) is instrument._ObservableGauge,
     "_NoOpGauge": lambda _: issubclass(api._NoOpGauge, api._Gauge),
     "_Asynchronous._callbacks": lambda s: (
         len(s.observable._callbacks) == 1
@@ -176,7 +179,10 @@ CONTRACT: dict[str, Callable[[Any], object]] = {
     ),
     "MetricReader._instrument_class_temporality": lambda s: (
         set(s.reader._instrument_class_temporality)
-        > {instrument._Counter, instrument._UpDownCounter, instrument._Histogram, instrument._Gauge}
+        == {
+            instrument._Counter, instrument._UpDownCounter, instrument._Histogram, instrument._Gauge,
+            instrument._ObservableCounter, instrument._ObservableUpDownCounter, instrument._ObservableGauge,
+        }
     ),
     "MetricReader._instrument_class_aggregation": lambda s: isinstance(
         s.reader._instrument_class_aggregation[instrument._Counter], DefaultAggregation

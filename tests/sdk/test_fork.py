@@ -24,9 +24,10 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
 from otel_mlops.metrics import API_REQUEST_DURATION, DROPPED, PREDICTIONS
 from otel_mlops.sdk import instruments, series, stream
-from otel_mlops.sdk.ledger import SERIES, Ledger, is_alive, read_ledger
+from otel_mlops.sdk.ledger import Folder, Ledger, is_alive
 from otel_mlops.sdk.page import PageReader
 from otel_mlops.sdk.provider import MeterProvider
+from otel_mlops.sdk.records import SERIES, read_ledger
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork: run this on Linux or macOS")
 
@@ -89,7 +90,7 @@ def fork() -> Iterator[Callable[[Callable[[], Any]], Child]]:
 @pytest.fixture
 def shared(open_provider: OpenProvider, reader: PageReader, tmp_path: Path) -> MeterProvider:
     """A provider with a page and a ledger in a file."""
-    return open_provider(metric_readers=[reader], ledger=Ledger(lambda: tmp_path))
+    return open_provider(metric_readers=[reader], ledger=Ledger(Folder(lambda: tmp_path)))
 
 
 def path_of(provider: MeterProvider) -> Path:
@@ -321,7 +322,7 @@ def test_a_fork_while_another_thread_holds_a_lock(
 ):
     """Whatever another thread was in the middle of, the child records, creates, scrapes, collects and ends."""
     memory = InMemoryMetricReader()
-    provider = open_provider(metric_readers=[reader, memory], ledger=Ledger(lambda: tmp_path))
+    provider = open_provider(metric_readers=[reader, memory], ledger=Ledger(Folder(lambda: tmp_path)))
     meter = provider.get_meter("m")
     counter, histogram = meter.create_counter("c"), meter.create_histogram("h")
     meter.create_observable_gauge("o", [lambda _: [Observation(4)]])
@@ -378,7 +379,7 @@ def test_a_fork_while_another_thread_holds_a_lock(
 
 def test_forks_while_everything_is_going_on(open_provider: OpenProvider, reader: PageReader, tmp_path: Path, fork: Any):
     """Children forked while threads record, create, scrape and forget all answer, and the parent's totals are exact."""
-    provider = open_provider(metric_readers=[reader], ledger=Ledger(lambda: tmp_path))
+    provider = open_provider(metric_readers=[reader], ledger=Ledger(Folder(lambda: tmp_path)))
     meter = provider.get_meter("m")
     counter = meter.create_counter("c")
     done = threading.Event()
@@ -451,10 +452,11 @@ def test_a_thread_pool_before_the_fork_does_not_stop_the_child():
 CHILD_EXITS = """
 import os, sys
 from pathlib import Path
-from otel_mlops.sdk.ledger import Ledger, is_alive, read_ledger
+from otel_mlops.sdk.ledger import Folder, Ledger, is_alive
+from otel_mlops.sdk.records import read_ledger
 from otel_mlops.sdk.page import PageReader
 from otel_mlops.sdk.provider import MeterProvider
-provider = MeterProvider([PageReader()], ledger=Ledger(lambda: Path(sys.argv[1])))
+provider = MeterProvider([PageReader()], ledger=Ledger(Folder(lambda: Path(sys.argv[1]))))
 counter = provider.get_meter("m").create_counter("c")
 counter.add(5)
 pid = os.fork()
@@ -480,8 +482,9 @@ def test_a_childs_ordinary_end_leaves_the_parents_file(tmp_path: Path):
 STARTS_A_PROGRAM = """
 import subprocess, sys, time
 from pathlib import Path
-from otel_mlops.sdk.ledger import SERIES, Ledger
-made = Ledger(lambda: Path(sys.argv[1]))
+from otel_mlops.sdk.ledger import Folder, Ledger
+from otel_mlops.sdk.records import SERIES
+made = Ledger(Folder(lambda: Path(sys.argv[1])))
 made.append(SERIES, "x", 1)
 other = subprocess.Popen(["sleep", "60"], close_fds=False)
 print(made.path, other.pid, flush=True)

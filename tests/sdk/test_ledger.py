@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,15 +22,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from otel_mlops.sdk import group, ledger
-from otel_mlops.sdk.group import open_folder
-from otel_mlops.sdk.ledger import EXEMPLARS, SEGMENT_BYTES, SERIES, STREAM, Ledger, Record, is_alive, read_ledger
+from otel_mlops.sdk import ledger as ledger_module
+from otel_mlops.sdk import records
+from otel_mlops.sdk.ledger import SEGMENT_BYTES, Folder, Ledger, is_alive
+from otel_mlops.sdk.records import EXEMPLARS, SERIES, STREAM, Record, read_ledger
 
 
 @pytest.fixture
 def opened(tmp_path: Path) -> Iterator[Ledger]:
     """A ledger in a folder of its own."""
-    made = Ledger(lambda: tmp_path)
+    made = Ledger(Folder(lambda: tmp_path))
     yield made
     made.close()
 
@@ -84,8 +84,9 @@ def forked(child: Callable[[], None]) -> Iterator[int]:
 WRITES_AND_DIES = """
 import os, signal, sys
 from pathlib import Path
-from otel_mlops.sdk.ledger import SERIES, Ledger
-made = Ledger(lambda: Path(sys.argv[1]))
+from otel_mlops.sdk.ledger import Folder, Ledger
+from otel_mlops.sdk.records import SERIES
+made = Ledger(Folder(lambda: Path(sys.argv[1])))
 cells = made.append(SERIES, ["predictions", 7], 2).cells
 cells[0] += 41.5
 cells[1] = -1e300
@@ -122,7 +123,7 @@ DESCRIPTIONS = st.recursive(
 def test_descriptions_come_back_with_their_types(records: list[tuple[Any, int]]):
     """What a record describes is read as it was written, types included; tuples come back as lists."""
     with tempfile.TemporaryDirectory() as folder:
-        made = Ledger(lambda: Path(folder))
+        made = Ledger(Folder(lambda: Path(folder)))
         try:
             for description, cells in records:
                 made.append(SERIES, description, cells)
@@ -252,7 +253,7 @@ def test_a_record_made_while_the_file_is_being_made_goes_into_the_same_file(tmp_
             nested.append(made.append(SERIES, "nested", 1).cells)
         return tmp_path
 
-    made = Ledger(folder)
+    made = Ledger(Folder(folder))
     made.append(SERIES, "outer", 1).cells[0] = 1.0
     nested[0][0] = 2.0
     assert list(tmp_path.iterdir()) == [path_of(made)]
@@ -265,7 +266,7 @@ def test_a_record_made_while_the_file_is_being_made_goes_into_the_same_file(tmp_
 
 def some_ledger(folder: Path, records: int, text: str) -> tuple[bytes, list[Record]]:
     """The bytes of a ledger with a few records, and what they are."""
-    made, whole = Ledger(lambda: folder), []
+    made, whole = Ledger(Folder(lambda: folder)), []
     for number in range(records):
         kind, cells = (STREAM, SERIES, EXEMPLARS)[number % 3], [number + index / 4 for index in range(number % 4)]
         place = made.append(kind, [text, number], len(cells))
@@ -280,7 +281,7 @@ def some_ledger(folder: Path, records: int, text: str) -> tuple[bytes, list[Reco
 
 def check_damaged(path: Path, whole: list[Record]) -> list[Record]:
     """Read a damaged file: only true records may come, in their order; cells carry no checksum and may differ."""
-    if path.read_bytes()[:8] != ledger.MAGIC:
+    if path.read_bytes()[:8] != records.MAGIC:
         with pytest.raises(ValueError, match="is no ledger of format"):
             read_ledger(path)
         return []
@@ -297,10 +298,10 @@ def check_damaged(path: Path, whole: list[Record]) -> list[Record]:
 def test_a_file_cut_anywhere_gives_its_beginning(tmp_path: Path):
     """Of a file that ends early the records that are whole are read, whole, and nothing raises."""
     content, whole = some_ledger(tmp_path, 12, "a metric")
-    used = content.rindex(b'["a metric",11]') + 64
+    used = content.rindex(b'["a metric",11]') + 32 + 3 * 8
     path = tmp_path / "cut.ledger"
     lengths = set()
-    for end in range(8, used):
+    for end in range(8, used + 1):
         path.write_bytes(content[:end])
         found = check_damaged(path, whole)
         assert found == whole[: len(found)]
@@ -311,7 +312,7 @@ def test_a_file_cut_anywhere_gives_its_beginning(tmp_path: Path):
 def test_a_byte_changed_anywhere_gives_no_false_record(tmp_path: Path):
     """A changed byte ends the reading at its record, or is a forgotten mark, a cell or unused space."""
     content, whole = some_ledger(tmp_path, 12, "a metric")
-    used = content.rindex(b'["a metric",11]') + 64
+    used = content.rindex(b'["a metric",11]') + 32 + 3 * 8
     path = tmp_path / "flipped.ledger"
     damaged = bytearray(content[:used])
     for offset in range(used):
@@ -350,14 +351,14 @@ def test_a_file_damaged_in_several_places_gives_no_false_record(
 
 
 @settings(max_examples=100, deadline=None)
-@given(content=st.binary(max_size=400).filter(lambda content: not content.startswith(ledger.MAGIC)))
+@given(content=st.binary(max_size=400).filter(lambda content: not content.startswith(records.MAGIC)))
 def test_what_is_no_ledger_says_so(tmp_path_factory: pytest.TempPathFactory, content: bytes):
     """A file that does not begin as a ledger is a ValueError that names the file; one that does never raises."""
     path = tmp_path_factory.getbasetemp() / "junk.ledger"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"junk\.ledger is no ledger"):
         read_ledger(path)
-    path.write_bytes(ledger.MAGIC + content)
+    path.write_bytes(records.MAGIC + content)
     assert read_ledger(path) == []
 
 
@@ -372,7 +373,7 @@ def test_without_room_for_the_first_segment_there_is_no_file(tmp_path: Path, mon
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     faults: list[str] = []
-    made = Ledger(lambda: tmp_path, on_fault=faults.append)
+    made = Ledger(Folder(lambda: tmp_path), on_fault=faults.append)
     every = [made.append(SERIES, number, 1000).cells for number in range(50)]
     for cells in every:
         cells[999] += 2.0
@@ -394,7 +395,7 @@ def test_where_the_room_ends_the_numbers_go_on(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(os, "posix_fallocate", nearly_full)
     faults: list[str] = []
-    made = Ledger(lambda: tmp_path, on_fault=faults.append)
+    made = Ledger(Folder(lambda: tmp_path), on_fault=faults.append)
     every = [made.append(SERIES, number, 1000).cells for number in range(50)]
     for number, cells in enumerate(every):
         cells[0] += number
@@ -413,9 +414,10 @@ def test_where_the_room_ends_the_numbers_go_on(tmp_path: Path, monkeypatch: pyte
 FILLS_UP = """
 import sys
 from pathlib import Path
-from otel_mlops.sdk.ledger import SERIES, Ledger, read_ledger
+from otel_mlops.sdk.ledger import Folder, Ledger
+from otel_mlops.sdk.records import SERIES, read_ledger
 faults = []
-made = Ledger(lambda: Path(sys.argv[1]), on_fault=faults.append)
+made = Ledger(Folder(lambda: Path(sys.argv[1])), on_fault=faults.append)
 every = [made.append(SERIES, number, 1000).cells for number in range(100)]
 for number, cells in enumerate(every):
     for index in range(1000):
@@ -467,7 +469,7 @@ def test_where_space_cannot_be_reserved_at_once_zeros_are_written(tmp_path: Path
     monkeypatch.delattr(os, "posix_fallocate")
     pwrite = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda file, data, offset: pwrite(file, data[:4096], offset))
-    made = Ledger(lambda: tmp_path)
+    made = Ledger(Folder(lambda: tmp_path))
     for number in range(200):
         made.append(SERIES, number, 100).cells[99] = number
     path = path_of(made)
@@ -488,7 +490,7 @@ def test_nothing_is_made_before_the_first_record(tmp_path: Path):
         asked.append(None)
         return tmp_path
 
-    made = Ledger(folder)
+    made = Ledger(Folder(folder))
     made.close()
     assert (asked, list(tmp_path.iterdir()), made.total_bytes) == ([], [], 0)
 
@@ -504,7 +506,7 @@ def test_it_has_its_name_only_when_it_is_reserved_locked_and_readable(tmp_path: 
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", watched)
-    made = Ledger(lambda: tmp_path)
+    made = Ledger(Folder(lambda: tmp_path))
     made.append(SERIES, "first", 1)
     assert seen == [(True, SEGMENT_BYTES, [], ".new")]
     assert path_of(made).suffix == ".ledger"
@@ -555,7 +557,7 @@ def test_a_forked_child_does_not_keep_its_dead_parent_alive(tmp_path: Path, aban
 
     def child() -> None:
         nonlocal path_of_parent
-        made = Ledger(lambda: tmp_path)
+        made = Ledger(Folder(lambda: tmp_path))
         cells = made.append(SERIES, "parent", 1).cells
         cells[0] = 7.0
         path_of_parent = path_of(made)
@@ -603,112 +605,270 @@ def test_a_forked_child_that_abandons_it_writes_into_its_own(opened: Ledger, tmp
     assert not is_alive(Path(own))
 
 
-# --- The folder ---------------------------------------------------------------------------------------------
+# --- The room comes back ------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def user(monkeypatch: pytest.MonkeyPatch) -> int:
-    """The number of the user whom the folder belongs to."""
-    return os.getuid()
+class Room:
+    """A file system of which a test says how often room can be reserved."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, left: int) -> None:
+        self.left = left
+        reserve = os.posix_fallocate
+
+        def take(file: int, offset: int, length: int) -> None:
+            if self.left <= 0:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            self.left -= 1
+            reserve(file, offset, length)
+
+        monkeypatch.setattr(os, "posix_fallocate", take)
 
 
-def test_the_folder_is_the_users_alone(tmp_path: Path, user: int):
-    """The folder is made for this user, closed to others, and is the same the next time."""
-    folder = open_folder(tmp_path / "state" / "deeper")
-    assert folder == tmp_path / "state" / "deeper" / f"otel_mlops-{user}"
-    assert folder.stat().st_mode & 0o777 == 0o700
-    assert open_folder(tmp_path / "state" / "deeper") == folder
-
-
-def test_a_link_is_refused(tmp_path: Path, user: int):
-    """A link in the folder's place, which somebody may have laid there, is not followed."""
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir(mode=0o700)
-    (tmp_path / f"otel_mlops-{user}").symlink_to(elsewhere)
-    with pytest.raises(PermissionError, match="must be a directory of user"):
-        open_folder(tmp_path)
-    assert list(elsewhere.iterdir()) == []
-
-
-def test_somebody_elses_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A folder in this user's name that belongs to another is not used."""
-    (tmp_path / "otel_mlops-4294967").mkdir(mode=0o700)
-    monkeypatch.setattr(os, "getuid", lambda: 4294967)
-    with pytest.raises(PermissionError, match="of user 4294967 that nobody else can open"):
-        open_folder(tmp_path)
-
-
-@pytest.mark.parametrize("mode", [0o750, 0o705, 0o777, 0o710])
-def test_a_folder_that_others_can_open_is_refused(tmp_path: Path, user: int, mode: int):
-    """A folder that the group or the world may enter or list is not used."""
-    folder = tmp_path / f"otel_mlops-{user}"
-    folder.mkdir()
-    folder.chmod(mode)
-    with pytest.raises(PermissionError, match="that nobody else can open"):
-        open_folder(tmp_path)
-
-
-def test_a_file_in_the_folders_place_is_refused(tmp_path: Path, user: int):
-    """A file of that name is an OSError, which the ledger takes for a fault."""
-    (tmp_path / f"otel_mlops-{user}").write_text("")
-    faults: list[str] = []
-    made = Ledger(lambda: open_folder(tmp_path), on_fault=faults.append)
-    made.append(SERIES, 1, 1).cells[0] = 1.0
-    assert len(faults) == 1
-    assert made.path is None
-
-
-def test_a_state_folder_that_cannot_be_made_is_one_fault(tmp_path: Path):
-    """Where nothing can be written the numbers lie in private memory and it is said once, naming the path."""
-    (tmp_path / "file").write_text("")
-    faults: list[str] = []
-    made = Ledger(lambda: open_folder(tmp_path / "file" / "state"), on_fault=faults.append)
-    cells = [made.append(SERIES, number, 3000).cells for number in range(10)]
-    for each in cells:
-        each[0] += 1.0
-    assert [each[0] for each in cells] == [1.0] * 10
-    assert len(faults) == 1
-    assert str(tmp_path / "file") in faults[0]
-
-
-def test_without_shared_memory_the_folder_is_among_the_temporary_files(
-    tmp_path: Path, user: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("left", [0, 1])
+def test_what_lies_in_private_memory_is_told_until_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: int
 ):
-    """Where /dev/shm is missing or closed the folder is made where temporary files are."""
-    monkeypatch.setattr(group, "_SHARED_MEMORY", tmp_path / "nothing")
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    assert open_folder() == tmp_path / f"otel_mlops-{user}"
+    """One fault for as long as the room is missing; then the file goes on, or is made, and a new fault is told."""
+    room = Room(monkeypatch, left)
+    faults: list[str] = []
+    made = Ledger(Folder(lambda: tmp_path), on_fault=faults.append)
+    places = [made.append(SERIES, number, 3000) for number in range(6)]
+    private = [place for place in places if made.is_private(place)]
+    assert len(private) == (4 if left else 6)
+    before = made.total_bytes
+    assert [made.retry() for _ in range(3)] == [False] * 3
+    assert (len(faults), made.total_bytes) == (1, before)
+    room.left = 1
+    assert made.retry()
+    assert made.fault is None
+    assert made.total_bytes == path_of(made).stat().st_size
+    moved = made.append(SERIES, "moved", [4.0])
+    assert not made.is_private(moved)
+    assert made.is_private(private[0])
+    assert read_ledger(path_of(made))[-1] == Record(SERIES, "moved", [4.0])
+    for number in range(4):
+        made.append(SERIES, number, 3000)
+    assert len(faults) == 2
+    made.close()
 
 
-def test_shared_memory_is_taken_where_there_is_any(tmp_path: Path, user: int, monkeypatch: pytest.MonkeyPatch):
-    """The folder lies in shared memory unless another is named."""
-    monkeypatch.setattr(group, "_SHARED_MEMORY", tmp_path)
-    assert open_folder() == tmp_path / f"otel_mlops-{user}"
+FILLS_AND_GETS_ROOM = """
+import sys
+from pathlib import Path
+from otel_mlops.sdk.ledger import Folder, Ledger
+from otel_mlops.sdk.provider import MeterProvider
+from otel_mlops.sdk.records import SERIES, read_ledger
+folder = Path(sys.argv[1])
+faults = []
+provider = MeterProvider(ledger=Ledger(Folder(lambda: folder), on_fault=faults.append), shutdown_on_exit=False)
+counter = provider.get_meter("m").create_counter("c")
+def record():
+    for number in range(1500):
+        counter.add(number, {"n": number, "fill": "x" * 100})
+filler = folder / "filler"
+with filler.open("wb") as file:
+    file.write(bytes(900 * 1024))
+record()
+for _ in range(3):
+    provider.settle()
+assert len(faults) == 1, faults
+def in_the_file():
+    found = [each for each in read_ledger(provider.ledger.path) if each.kind == SERIES]
+    return {dict(each.description[1])["n"]: each.cells for each in found}
+assert 0 < len(in_the_file()) < 1500
+filler.unlink()
+record()
+provider.settle()
+wanted = {number: [number * 2.0] for number in range(1500)}
+assert in_the_file() == wanted
+assert [series.read() for stream in provider.streams() for series in stream.living()] == [*wanted.values()]
+assert len(faults) == 1
+provider.shutdown()
+"""
 
 
-def test_opening_the_folder_sweeps_the_dead_and_keeps_the_living(tmp_path: Path):
-    """Files of killed workers go, whole or half-made; those of the living, just born or not, and of others stay."""
-    folder = open_folder(tmp_path)
-    living = Ledger(lambda: folder)
-    living.append(SERIES, "living", 1)
-    dead = subprocess.run(
-        [sys.executable, "-c", WRITES_AND_DIES, str(folder)], capture_output=True, text=True, check=False
+@pytest.mark.skipif(sys.platform != "linux" or not may_mount(), reason="run it as root on Linux, which may mount")
+def test_a_file_system_that_was_full_for_a_while_has_all_numbers_in_the_end(tmp_path: Path):
+    """On a real tmpfs that runs full in the middle, all that fits is in the file once something else went away."""
+    mount = f'mount -t tmpfs -o size=1m tmpfs {tmp_path} && exec "$@"'
+    ended = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", mount, "sh", sys.executable, "-c", FILLS_AND_GETS_ROOM, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    young, old, strange = folder / "young.new", folder / "old.new", folder / "strange.txt"
-    for each in (young, old, strange):
-        each.write_bytes(b"")
-    for each in (old, strange):
-        os.utime(each, (time.time() - 3600,) * 2)
-    assert Path(dead.stdout.strip()) in folder.iterdir()
-    open_folder(tmp_path)
-    assert set(folder.iterdir()) == {living.path, young, strange}
-    assert read_ledger(path_of(living)) == [Record(SERIES, "living", [0.0])]
-    living.close()
+    assert ended.returncode == 0, ended.stderr
 
 
-def test_files_that_vanish_during_the_sweep_are_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Workers that start at the same moment rename and remove their files under one another's eyes."""
-    folder = open_folder(tmp_path)
-    gone = [folder / "gone.new", folder / "gone.ledger"]
-    monkeypatch.setattr(Path, "iterdir", lambda _: iter(gone))
-    assert open_folder(tmp_path) == folder
+def test_a_fault_that_names_another_file_each_time_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A file system without a free inode refuses another name at each try; that is one fault, naming the folder."""
+    faults: list[str] = []
+    made = Ledger(Folder(lambda: tmp_path), on_fault=faults.append)
+    opens = os.open
+
+    def full(path: Any, flags: int, *rest: Any, **named: Any) -> int:
+        if flags & os.O_CREAT:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return opens(path, flags, *rest, **named)
+
+    monkeypatch.setattr(os, "open", full)
+    made.append(SERIES, 1, [1.0])
+    assert [made.retry() for _ in range(3)] == [False] * 3
+    (fault,) = faults
+    assert fault.endswith(f"'{tmp_path}'")
+    monkeypatch.undo()
+    assert made.retry()
+    made.close()
+
+
+@pytest.mark.parametrize("segment", [0, 1])
+@pytest.mark.parametrize("fails", ["open", "mmap"])
+def test_a_segment_that_could_not_be_mapped_leaves_no_gap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, segment: int, fails: str
+):
+    """Where a mapping or a descriptor cannot be had for once, what comes afterwards is read all the same."""
+    made = Ledger(Folder(lambda: tmp_path))
+    for number in range(segment):
+        made.append(SERIES, number, 8000)
+    opens, refused = os.open, []
+
+    def refuse(*given: Any, **named: Any) -> Any:
+        if fails == "open" and str(given[0]).endswith(".new"):
+            return opens(*given, **named)
+        refused.append(given)
+        raise OSError(errno.EMFILE, "Too many")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(*((os, "open") if fails == "open" else (ledger_module.mmap, "mmap")), refuse)
+        if fails == "open":
+            assert made.is_private(made.append(SERIES, "private", 8000))
+        else:
+            with pytest.raises(OSError, match="Too many"):  # there is no private memory either
+                made.append(SERIES, "nowhere", 8000)
+    assert refused
+    assert made.retry()
+    made.append(SERIES, "after", [4.0])
+    assert read_ledger(path_of(made))[-1] == Record(SERIES, "after", [4.0])
+    with path_of(made).open("rb") as file:
+        generation = memoryview(file.read())[records.ABOUT].cast("d")[records.GENERATION]
+    assert generation == made.about[records.GENERATION] > 0
+    made.close()
+
+
+# --- Coming and going ---------------------------------------------------------------------------------------
+
+
+def test_a_file_that_somebody_removed_is_made_again(opened: Ledger, tmp_path: Path):
+    """Where the file is gone, what lies in it counts as private until it is moved, and the next one is locked."""
+    place = opened.append(SERIES, "x", [3.0])
+    before = path_of(opened)
+    before.unlink()
+    assert not opened.is_private(place)
+    assert opened.retry()
+    assert opened.is_private(place)
+    assert place.cells[0] == 3.0
+    assert list(tmp_path.iterdir()) == [path_of(opened)] != [before]
+    assert is_alive(path_of(opened))
+    assert opened.total_bytes == SEGMENT_BYTES
+
+
+def test_who_has_left_begins_a_file_again_when_it_comes_back(opened: Ledger, tmp_path: Path):
+    """After leaving records lie in private memory, without a fault; coming back they may be moved into a file."""
+    before = opened.append(SERIES, "before", [1.0])
+    opened.leave()
+    assert list(tmp_path.iterdir()) == []
+    between = opened.append(SERIES, "between", [2.0])
+    assert (opened.path, opened.fault, opened.retry()) == (None, None, False)
+    assert not any(map(opened.is_private, (before, between))), "there is nowhere to move it"
+    opened.rejoin()
+    assert list(tmp_path.iterdir()) == []
+    after = opened.append(SERIES, "after", [3.0])
+    assert [opened.is_private(place) for place in (before, between, after)] == [True, True, False]
+    assert read_ledger(path_of(opened)) == [Record(SERIES, "after", [3.0])]
+    path = path_of(opened)
+    opened.rejoin()
+    assert path_of(opened) == path
+
+
+def test_a_private_ledger_has_nothing_private():
+    """Where nobody is to read a ledger, nothing in it waits to be moved."""
+    made = Ledger()
+    assert not made.is_private(made.append(SERIES, 1, 1))
+    assert not made.retry()
+
+
+# --- Places that are used again -----------------------------------------------------------------------------
+
+
+def test_the_place_of_a_forgotten_record_rests(opened: Ledger, monkeypatch: pytest.MonkeyPatch):
+    """For a while nobody writes where a record was, as somebody may be reading it; then one of its size does."""
+    times = [100.0]
+    monkeypatch.setattr(ledger_module.time, "monotonic", lambda: times[0])
+    old = opened.append(SERIES, ["old", 1], [1.0, 2.0])
+    behind = opened.append(SERIES, ["behind", 1], [5.0])
+    opened.forget(old)
+    times[0] += 59.9
+    assert opened.append(SERIES, ["new", 1], [3.0, 4.0]).offset > behind.offset
+    times[0] += 0.2
+    assert opened.append(SERIES, ["one cell", 1], [3.0]).offset > behind.offset
+    assert opened.append(SERIES, ["a description that is longer", 1], [3.0, 4.0]).offset > behind.offset
+    again = opened.append(SERIES, ["again", 1], [6.0, 7.0])
+    assert (again.segment, again.offset) == (old.segment, old.offset)
+    assert opened.append(SERIES, ["once", 1], [8.0, 9.0]).offset != old.offset
+    assert read_ledger(path_of(opened))[0] == Record(SERIES, ["again", 1], [6.0, 7.0])
+
+
+def test_a_place_that_is_forgotten_twice_is_used_once(opened: Ledger, monkeypatch: pytest.MonkeyPatch):
+    """No two records share their cells, whoever forgets a record a second time."""
+    monkeypatch.setattr(ledger_module, "_REST_S", 0.0)
+    old = opened.append(SERIES, "old", [1.0])
+    opened.forget(old)
+    generation = opened.about[records.GENERATION]
+    opened.forget(old)
+    assert opened.about[records.GENERATION] == generation
+    assert opened.append(SERIES, "a", [2.0]).offset != opened.append(SERIES, "b", [3.0]).offset
+    assert [each.cells for each in read_ledger(path_of(opened))] == [[2.0], [3.0]]
+
+
+@pytest.mark.parametrize("where", ["file", "private", "behind a full file"])
+def test_what_comes_and_goes_takes_no_more_and_more_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str):
+    """Twenty thousand records that are forgotten again need the room of those that rest, in whatever memory."""
+    monkeypatch.setattr(ledger_module, "_REST_S", 0.0)
+    made = Ledger(None if where == "private" else Folder(lambda: tmp_path))
+    kept = made.append(SERIES, "kept", [1.0])
+    if where == "behind a full file":
+        Room(monkeypatch, 0)
+        made.append(SERIES, "too big", 10_000)
+    before = made.total_bytes
+    for number in range(20_000):
+        made.forget(made.append(SERIES, ["series", number], [1.0, 2.0]))
+    assert made.total_bytes <= before + SEGMENT_BYTES
+    assert kept.cells[0] == 1.0
+    made.close()
+
+
+def test_what_was_forgotten_in_one_file_is_not_used_in_the_next(opened: Ledger, monkeypatch: pytest.MonkeyPatch):
+    """Places in a file that was left, or removed, are nobody's any more."""
+    monkeypatch.setattr(ledger_module, "_REST_S", 0.0)
+    for away in (opened.leave, lambda: path_of(opened).unlink()):
+        old = opened.append(SERIES, "old", [1.0])
+        opened.forget(old)
+        away()
+        between = opened.append(SERIES, "between", [1.0]) if opened.path is None else None
+        assert between is None or between.segment is not old.segment
+        opened.rejoin()
+        assert opened.retry()
+        new = opened.append(SERIES, "new", [1.0])
+        assert opened.holds(new)
+        assert Record(SERIES, "new", [1.0]) in read_ledger(path_of(opened))
+
+
+def test_it_is_full_past_its_bytes(tmp_path: Path):
+    """What is used counts, not what is reserved; without a limit it is never full."""
+    made = Ledger(Folder(lambda: tmp_path), max_bytes=100_000)
+    counts = []
+    while not made.is_full:
+        counts.append(made.append(SERIES, len(counts), 100))
+    assert 100_000 / (16 + 32 + 800) - 1 < len(counts) <= 100_000 / (16 + 32 + 800) + 1
+    assert not Ledger(Folder(lambda: tmp_path)).is_full
+    made.close()

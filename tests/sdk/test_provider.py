@@ -34,9 +34,10 @@ from opentelemetry.sdk.metrics.view import (
 )
 
 from otel_mlops.metrics import API_REQUEST_DURATION, CATALOGUE, MODEL_STATUS, PREDICTIONS
-from otel_mlops.sdk.ledger import EXEMPLARS, SERIES, STREAM, Ledger, read_ledger
+from otel_mlops.sdk.ledger import Folder, Ledger
 from otel_mlops.sdk.page import PageReader
 from otel_mlops.sdk.provider import MeterProvider
+from otel_mlops.sdk.records import EXEMPLARS, SERIES, STREAM, read_ledger
 
 OpenProvider = Callable[..., MeterProvider]
 DELTA = AggregationTemporality.DELTA
@@ -151,7 +152,7 @@ def test_a_second_histogram_with_other_bounds_keeps_the_first_ones(
 
 def test_the_ledger_describes_itself(open_provider: OpenProvider, tmp_path: Path):
     """Whoever reads the file finds what each metric is, once, before the series of it."""
-    provider = open_provider(ledger=Ledger(lambda: tmp_path))
+    provider = open_provider(ledger=Ledger(Folder(lambda: tmp_path)))
     handle = provider.instrument(API_REQUEST_DURATION).bind({"method": "GET", "endpoint": "/"})
     provider.get_meter("lib", "2", "https://schema/1").create_counter("c", "By", "Bytes.").add(5, {"n": 1, "b": b"x"})
     handle.record(0.3)
@@ -161,11 +162,11 @@ def test_the_ledger_describes_itself(open_provider: OpenProvider, tmp_path: Path
     assert [each.kind for each in found] == [STREAM, SERIES, STREAM, SERIES]
     counter, of_counter, histogram, of_histogram = (each.description for each in found)
     assert counter == {
-        "number": 1, "name": "c", "unit": "By", "description": "Bytes.", "kind": "counter", "across": None,
-        "shown": "counter", "bounds": [], "scope": ["lib", "2", "https://schema/1"],
+        "number": 1, "name": "c", "unit": "By", "description": "Bytes.", "kind": "counter", "rule": "sum",
+        "shown": "counter", "observed": False, "states": [], "subject": None, "bounds": [], "scope": ["lib", "2", "https://schema/1"],
     }  # fmt: skip
     assert of_counter[:2] == [1, [["n", 1], ["b", b"x"]]]
-    assert (histogram["name"], histogram["across"], histogram["bounds"]) == (
+    assert (histogram["name"], histogram["rule"], histogram["bounds"]) == (
         "api.request.duration", "sum", list(API_REQUEST_DURATION.buckets),
     )  # fmt: skip
     assert of_histogram[:2] == [2, [["method", "GET"], ["endpoint", "/"]]]
@@ -175,7 +176,7 @@ def test_the_ledger_describes_itself(open_provider: OpenProvider, tmp_path: Path
 
 def test_the_ledger_says_whose_exemplars_are_whose(open_provider: OpenProvider, tmp_path: Path):
     """Exemplars lie in the file beside their series, named as it is, and go with it when it is forgotten."""
-    ledger = Ledger(lambda: tmp_path)
+    ledger = Ledger(Folder(lambda: tmp_path))
     provider = open_provider(ledger=ledger, exemplar_filter=sdk.AlwaysOnExemplarFilter())
     histogram = provider.get_meter("m").create_histogram("h", explicit_bucket_boundaries_advisory=[1.0])
     for number in range(2):
@@ -404,7 +405,7 @@ def test_a_reader_that_hangs_is_left_behind(open_provider: OpenProvider, tmp_pat
     """Flush and shutdown come back in their time, though a reader never does, and the ledger is removed."""
     release = threading.Event()
     readers = [Reader(lambda _: release.wait(60)), Reader()]
-    provider = open_provider(metric_readers=readers, ledger=Ledger(lambda: tmp_path))
+    provider = open_provider(metric_readers=readers, ledger=Ledger(Folder(lambda: tmp_path)))
     provider.get_meter("m").create_counter("c").add(1)
     started = time.monotonic()
     assert provider.force_flush(timeout_millis=100) is False
@@ -435,10 +436,10 @@ ENDS = """
 import sys
 from pathlib import Path
 from opentelemetry.sdk.metrics.export import ConsoleMetricExporter, PeriodicExportingMetricReader
-from otel_mlops.sdk.ledger import Ledger
+from otel_mlops.sdk.ledger import Folder, Ledger
 from otel_mlops.sdk.provider import MeterProvider
 reader = PeriodicExportingMetricReader(ConsoleMetricExporter(), export_interval_millis=3_600_000)
-provider = MeterProvider([reader], ledger=Ledger(lambda: Path(sys.argv[1])))
+provider = MeterProvider([reader], ledger=Ledger(Folder(lambda: Path(sys.argv[1]))))
 provider.get_meter("m").create_counter("exported_at_exit").add(1)
 assert provider.ledger.path.exists()
 """

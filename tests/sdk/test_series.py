@@ -29,8 +29,9 @@ from opentelemetry.sdk.metrics.view import View
 
 from otel_mlops.metrics import DROPPED, OVERFLOW, PREDICTION_VALUES
 from otel_mlops.sdk import instruments, series, stream
-from otel_mlops.sdk.ledger import EXEMPLARS, SERIES, STREAM, Ledger, read_ledger
+from otel_mlops.sdk.ledger import Folder, Ledger
 from otel_mlops.sdk.provider import MeterProvider
+from otel_mlops.sdk.records import EXEMPLARS, SERIES, STREAM, read_ledger
 
 BOUNDS = (1.0, 2.0, 5.0)
 KINDS = ("counter", "updown", "histogram", "gauge")
@@ -551,12 +552,12 @@ def test_a_signal_handler_may_record_in_the_middle_of_a_record(provider: MeterPr
 class Interrupted(Ledger):
     """A ledger in whose appending something else comes in between, once, as a signal handler would."""
 
-    def __init__(self, folder: Callable[[], Path], kind: int) -> None:
-        super().__init__(folder)
+    def __init__(self, home: Folder, kind: int) -> None:
+        super().__init__(home)
         self.kind = kind
         self.interrupt: Callable[[], None] | None = None
 
-    def append(self, kind: int, description: Any, cells: int) -> Any:
+    def append(self, kind: int, description: Any, cells: Any) -> Any:
         """Append, and let the other in before the caller knows where."""
         place = super().append(kind, description, cells)
         if kind == self.kind and self.interrupt is not None:
@@ -568,7 +569,7 @@ class Interrupted(Ledger):
 @pytest.mark.parametrize("kind", [STREAM, SERIES])
 def test_a_series_that_is_born_twice_at_once_is_one(open_provider: OpenProvider, tmp_path: Path, kind: int):
     """A handler that records into a series just as it is made does not make it a second time, and no count is lost."""
-    ledger = Interrupted(lambda: tmp_path, kind)
+    ledger = Interrupted(Folder(lambda: tmp_path), kind)
     provider = open_provider(ledger=ledger)
     counter = create(provider, "counter")
     handle = counter.bind({"a": "b"})
@@ -593,7 +594,7 @@ def test_a_series_that_is_born_twice_at_once_is_one(open_provider: OpenProvider,
 
 def test_an_exemplar_that_is_made_twice_at_once_breaks_nothing(open_provider: OpenProvider, tmp_path: Path):
     """A handler that takes the first exemplar of a series just as it is made costs at most an exemplar."""
-    ledger = Interrupted(lambda: tmp_path, EXEMPLARS)
+    ledger = Interrupted(Folder(lambda: tmp_path), EXEMPLARS)
     provider = open_provider(ledger=ledger, exemplar_filter=AlwaysOnExemplarFilter())
     handle = create(provider, "histogram").bind()
     ledger.interrupt = lambda: handle.record(3.0)
@@ -754,7 +755,7 @@ def test_series_that_come_and_go_under_threads_leave_exact_totals(
     open_provider: OpenProvider, impatient: None, tmp_path: Any
 ):
     """While threads record and one forgets, no series is listed twice and what is recorded afterwards is exact."""
-    provider = open_provider(ledger=Ledger(lambda: tmp_path))
+    provider = open_provider(ledger=Ledger(Folder(lambda: tmp_path)))
     counter = create(provider, "counter")
     handles = [counter.bind({"number": number}) for number in range(20)]
     stop = threading.Event()

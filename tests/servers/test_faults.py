@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from otel_mlops.sdk.ledger import SERIES, STREAM, read_ledger
+from otel_mlops.sdk.records import SERIES, STREAM, read_ledger
 from tests.servers.service import CLEAN, WAIT_S, free_port, get, listens, running, status, until
 
 WITH_APP = """
@@ -42,7 +42,7 @@ RECORDS = """
     from otel_mlops.testing import collect
     {before}
     telemetry = configure_telemetry(service_name="housing", port=0, host="127.0.0.1", max_series=5000)
-    assert telemetry._server.serving.wait(10)
+    assert telemetry._leading.server.serving.wait(10)
     bound = telemetry.meter.create_counter("jobs").bind({{}})
     bound.add(1)
     for number in range({series}):

@@ -1,0 +1,292 @@
+"""What all workers of a group have recorded, the dead included, as any one of them reads it."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from opentelemetry.sdk.metrics._internal._view_instrument_match import _hash_attributes
+
+from otel_mlops.sdk.group import FORGETS as FORGETS_FILE
+from otel_mlops.sdk.group import RETIRED, Group
+from otel_mlops.sdk.merge import KEEP_THE_DEAD, combine_by
+from otel_mlops.sdk.peers import Peer, is_gone
+from otel_mlops.sdk.records import FORGETS
+from otel_mlops.sdk.retired import Retired
+
+if TYPE_CHECKING:
+    from otel_mlops.metrics import Metric
+    from otel_mlops.sdk.ledger import Ledger
+    from otel_mlops.sdk.stream import Stream
+
+_logger = logging.getLogger(__name__)
+
+_UNKNOWN = ()
+"""Differs from the mark of every file, and from that of none."""
+
+
+class Share(NamedTuple):
+    """What one worker adds to a metric."""
+
+    stream: Any
+    """A `Stream` of ours, or what has the same attributes and `living()`."""
+    series: list[Any]
+    worker: str | None
+    """The value of the label `worker`, where each worker is shown by itself."""
+
+
+class Everyone:
+    """The numbers of all workers of a group; of this process alone where there is no group.
+
+    `stale_s` is the age past which what another worker's callbacks said is not shown.
+    """
+
+    def __init__(
+        self,
+        streams: Callable[[], list[Stream]],
+        ledger: Ledger,
+        group: Group | None = None,
+        *,
+        stale_s: float = 15.0,
+        max_series: int = 2000,
+    ) -> None:
+        self._streams = streams
+        self._ledger = ledger
+        self._group = group
+        self._stale_s = stale_s
+        self._max_series = max_series
+        self._begin()
+
+    def _begin(self) -> None:
+        self._lock = threading.RLock()
+        self._peers: dict[str, Peer] = {}
+        self._retired = Retired()
+        self._retired_at: tuple[int, ...] | None = None
+        self._forgets: list[tuple[int, Mapping[str, str]]] = []
+        self._forgets_at: tuple[int, ...] | None = None
+        self._version: Any = None
+        self._shares: list[Share] = []
+        self._fault: str | None = None
+
+    def shares(self) -> tuple[Any, list[Share]]:
+        """What every worker adds, and what changes whenever a series has come or gone."""
+        with self._lock:
+            own = self._streams()
+            self._look()
+            version = (
+                [stream.version for stream in own],
+                [(peer.name, peer.version, peer.forgets, self._stale(peer)) for peer in self._peers.values()],
+                self._retired_at,
+                self._forgets_at,
+                self._group.number if self._group is not None else None,
+                self._ledger.about[FORGETS],
+            )
+            if version != self._version:
+                self._version = version
+                self._shares = self._gather(own)
+            return version, self._shares
+
+    def totals(self, row: Metric) -> list[tuple[Mapping[str, Any], float]]:
+        """The attributes and the value, or the count, of every series of a row."""
+        found: dict[Any, tuple[Mapping[str, Any], list[list[float]]]] = {}
+        combine = combine_by(row.kind, row.across)
+        for stream, series, _ in self.shares()[1]:
+            if stream.name == row.name and stream.shown == row.kind:
+                for each in series:
+                    key = _hash_attributes(each.attributes)
+                    found.setdefault(key, (each.attributes, []))[1].append(each.read())
+        return [
+            (attributes, math.fsum(cells[:-1]) if row.kind == "histogram" else cells[0])
+            for attributes, readings in found.values()
+            for cells in [combine(readings)]
+        ]
+
+    def workers(self) -> int:
+        """How many workers live."""
+        with self._lock:
+            self._look()
+            others = sum(peer.is_alive and peer.number is not None for peer in self._peers.values())
+            mine = self._ledger.path is not None and self._group is not None and self._group.number is not None
+            return others + mine
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether no other worker lives."""
+        with self._lock:
+            self._look()
+            return not any(peer.is_alive for peer in self._peers.values())
+
+    def follow(self) -> Iterator[Mapping[str, str]]:
+        """What this worker is to forget, as another was asked to; it counts as done when the next is asked for."""
+        if self._group is None or self._ledger.path is None:
+            return
+        with self._lock:
+            self._look_at_forgets()
+            late = [each for each in self._forgets if each[0] > self._ledger.about[FORGETS]]
+        for number, labels in late:
+            yield labels
+            self._ledger.about[FORGETS] = number
+
+    def retire(self) -> None:
+        """Fold the ledgers of the dead into the totals of the retired, and remove them; for the leader alone."""
+        if self._group is None:
+            return
+        with self._lock:
+            self._look()
+            if self._retired_at == _UNKNOWN:
+                return  # it could not be read, and must not be written over
+            dead = [peer for peer in self._peers.values() if not peer.is_alive]
+            late = [(number, labels) for number, labels in self._forgets if number > self._retired.forgets]
+            try:
+                if dead or late:
+                    self._fold(self._group, dead, late)
+                for path in self._group.ledgers():
+                    if path.stem in self._retired.names:
+                        path.unlink(missing_ok=True)
+            except OSError as error:
+                self._tell(f"the numbers of dead workers cannot be put together: {error}; trying again")
+            else:
+                self._fault = None
+
+    def after_fork(self) -> None:
+        """In a forked child: nothing of what the parent has open."""
+        for peer in self._peers.values():
+            peer.close()
+        self._begin()
+
+    def _fold(self, group: Group, dead: list[Peer], late: list[tuple[int, Mapping[str, str]]]) -> None:
+        self._retired_at = _UNKNOWN  # until it is saved, what is on disk stands
+        present = {path.stem for path in group.ledgers()}
+        # A name whose file is gone never comes back.
+        self._retired.names = [name for name in self._retired.names if name in present]
+        for number, labels in late:
+            self._retired.forget(labels)
+            self._retired.forgets = number
+        for peer in dead:
+            self._retired.fold(peer, self._missed(peer), self._max_series)
+        path = group.folder / RETIRED
+        self._retired.save(path)
+        self._retired_at = _mark(path)
+        for peer in dead:
+            self._drop(peer)
+
+    def _look(self) -> None:
+        """See who is there: every number is read once, as a dead worker's ledger or among the retired."""
+        group = self._group
+        if group is None:
+            return
+        retired = group.folder / RETIRED
+        try:
+            while True:
+                mark = _mark(retired)
+                if mark != self._retired_at:
+                    self._load(retired, mark)
+                self._meet({path.stem: path for path in group.ledgers() if path != self._ledger.path})
+                # A ledger that was folded and removed while we looked stands in a newer file of the retired.
+                if _mark(retired) == mark:
+                    break
+            self._look_at_forgets()
+        except OSError as error:
+            self._tell(f"{group.folder} cannot be read: {error}")  # what was read before stands
+
+    def _meet(self, paths: Mapping[str, Path]) -> None:
+        """Open the ledgers that are new, let go of those that are gone or folded, and look at all of them."""
+        for name in [name for name in self._peers if name not in paths or name in self._retired.names]:
+            self._drop(self._peers[name])
+        for name, path in paths.items():
+            if name not in self._peers and name not in self._retired.names:
+                self._open(path)
+        for peer in self._peers.values():
+            try:
+                peer.look()
+            except OSError as error:
+                self._tell(f"{peer.path} cannot be read: {error}")
+
+    def _look_at_forgets(self) -> None:
+        if self._group is not None:
+            mark = _mark(self._group.folder / FORGETS_FILE)
+            if mark != self._forgets_at:
+                self._forgets_at, self._forgets = mark, self._group.forgets()
+
+    def _load(self, path: Path, mark: tuple[int, ...] | None) -> None:
+        self._retired_at = _UNKNOWN
+        try:
+            self._retired = Retired.load(path)
+        except ValueError as error:
+            self._tell(f"the numbers of dead workers are lost: {error}")
+        self._retired_at = mark
+
+    def _open(self, path: Path) -> None:
+        try:
+            self._peers[path.stem] = Peer(path)
+        except FileNotFoundError:
+            return  # folded or left just now: the next round of looking finds it among the retired
+        except OSError as error:
+            self._tell(f"{path} cannot be read: {error}")
+
+    def _drop(self, peer: Peer) -> None:
+        self._peers.pop(peer.name, None)
+        peer.close()
+
+    def _missed(self, peer: Peer) -> list[Mapping[str, str]]:
+        """What a worker was told to forget and has not forgotten yet."""
+        return [labels for number, labels in self._forgets if number > peer.forgets]
+
+    def _gather(self, own: list[Stream]) -> list[Share]:
+        number = None if self._group is None else self._group.number
+        done = math.inf if self._ledger.path is None else self._ledger.about[FORGETS]
+        missed = [labels for forget, labels in self._forgets if forget > done]
+        shares = [Share(stream, _kept(stream, missed), _worker(stream, number)) for stream in own]
+        for peer in sorted(self._peers.values(), key=lambda each: (each.number is None, each.number, each.name)):
+            missed, stale = self._missed(peer), self._stale(peer)
+            for index, stream in enumerate(peer.streams):
+                if index not in stale and (peer.is_alive or stream.rule in KEEP_THE_DEAD):
+                    shares.append(Share(stream, _kept(stream, missed), _worker(stream, peer.number)))
+        missed = [labels for forget, labels in self._forgets if forget > self._retired.forgets]
+        for retired in self._retired.streams:
+            left = [each for each in retired.left.values() if not is_gone(retired, each, missed)]
+            shares.append(Share(retired, [reading for each in left for reading in each.readings()], None))
+        return shares
+
+    def _stale(self, peer: Peer) -> frozenset[int]:
+        """Which of a worker's streams its callbacks have not refreshed for too long."""
+        if not peer.is_alive:
+            return frozenset()
+        oldest = time.monotonic() - self._stale_s
+        return frozenset(
+            index
+            for index, stream in enumerate(peer.streams)
+            if stream.observed and stream.rule not in KEEP_THE_DEAD and all(
+                each.cells[1] < oldest for each in stream.series
+            )
+        )  # fmt: skip
+
+    def _tell(self, fault: str) -> None:
+        """Say a fault once until another comes."""
+        if fault != self._fault:
+            self._fault = fault
+            _logger.warning("group: %s", fault)
+
+
+def _worker(stream: Any, number: int | None) -> str | None:
+    return str(number) if stream.rule == "worker" and number is not None else None
+
+
+def _kept(stream: Any, missed: list[Mapping[str, str]]) -> list[Any]:
+    """The series of a stream, but for those that were forgotten and that its worker has not got round to."""
+    series = stream.living()
+    return [each for each in series if not is_gone(stream, each, missed)] if missed else series
+
+
+def _mark(path: Path) -> tuple[int, ...] | None:
+    """What changes when a file is put in another's place."""
+    try:
+        found = path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size

@@ -1,0 +1,78 @@
+"""What callbacks of observable instruments have said, kept in cells like every other number.
+
+So the page reads one kind of thing, and what the callbacks of a worker say can be read by whoever leads.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from opentelemetry.sdk.metrics.export import MetricsData, Sum
+
+from otel_mlops.sdk.stream import Stream
+
+
+class Observed:
+    """The streams of observable instruments.
+
+    `ask` runs the callbacks within a time; `new_stream` makes a stream of a scope, name, unit, description and
+    kind.
+    """
+
+    def __init__(self, new_stream: Callable[..., Stream]) -> None:
+        self._new_stream = new_stream
+        self._streams: dict[Any, Stream] = {}
+        self._begin()
+
+    def _begin(self) -> None:
+        self._lock = threading.Lock()
+        self._asking: int | None = None
+        self._began_at = 0.0
+
+    @property
+    def streams(self) -> list[Stream]:
+        """The streams, in the order in which they were first spoken of."""
+        return list(self._streams.values())
+
+    def refresh(self, ask: Callable[[float], MetricsData | None], timeout_s: float) -> None:
+        """Have the callbacks speak; what they said before stands where another thread is at it for too long."""
+        if self._asking == threading.get_ident():
+            return  # a callback that looks at the page
+        waits_s = timeout_s if self._asking is None else max(0.0, self._began_at + timeout_s - time.monotonic())
+        if not self._lock.acquire(timeout=waits_s):
+            return
+        try:
+            self._asking, self._began_at = threading.get_ident(), time.monotonic()
+            self._keep(ask(timeout_s))
+        finally:
+            self._asking = None
+            self._lock.release()
+
+    def after_fork(self) -> None:
+        """In a forked child: nothing was said yet, and nobody is asking."""
+        self._begin()
+        for stream in self._streams.values():
+            stream.after_fork()
+
+    def _keep(self, data: MetricsData | None) -> None:
+        said: dict[Stream, set[Any]] = {stream: set() for stream in self._streams.values()}
+        for resource_metrics in data.resource_metrics if data else ():
+            for scope_metrics in resource_metrics.scope_metrics:
+                for metric in scope_metrics.metrics:
+                    kind = "gauge"
+                    if isinstance(metric.data, Sum):
+                        kind = "counter" if metric.data.is_monotonic else "updown"
+                    about = metric.name, metric.unit or "", metric.description or "", kind
+                    stream = self._streams.get((scope_metrics.scope, *about))
+                    if stream is None:
+                        stream = self._new_stream(scope_metrics.scope, *about)
+                        self._streams[scope_metrics.scope, *about] = stream
+                    for point in metric.data.data_points:
+                        series = stream.find(point.attributes)
+                        series.set(point.value)  # type: ignore[attr-defined, union-attr]
+                        said.setdefault(stream, set()).add(series)
+        for stream, series_said in said.items():
+            stream.keep_only(series_said)

@@ -1,0 +1,380 @@
+"""What a reader of the group gets: the numbers of all workers, by the rules of the page; differences that go on."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry.metrics import Observation
+from opentelemetry.sdk import metrics as sdk
+from opentelemetry.sdk.metrics.export import AggregationTemporality, InMemoryMetricReader
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
+
+from otel_mlops.metrics import MODEL_INFO, MODEL_STATUS
+from otel_mlops.sdk import group_points
+from otel_mlops.sdk.group import PUSHED
+from tests.sdk.workers import Worker, state_folder
+
+DELTA, CUMULATIVE = AggregationTemporality.DELTA, AggregationTemporality.CUMULATIVE
+CLASSES = [
+    sdk.Counter, sdk.UpDownCounter, sdk.Histogram, sdk._Gauge, sdk.ObservableCounter, sdk.ObservableUpDownCounter,
+    sdk.ObservableGauge,
+]  # fmt: skip
+PREFERRED_BY_OTLP = dict.fromkeys([sdk.Counter, sdk.Histogram, sdk.ObservableCounter], DELTA)
+"""OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE=delta."""
+
+Point = tuple[str, frozenset[tuple[str, Any]]]
+
+
+class Pushing(InMemoryMetricReader):
+    """A reader of the group, on one of its workers."""
+
+    def __init__(self, worker: Worker, *, delta: bool = False) -> None:
+        super().__init__(preferred_temporality=PREFERRED_BY_OTLP if delta else None)
+        self.worker = worker
+        worker.provider.add_metric_reader(self, of_group=True)
+
+    def points(self) -> dict[Point, Any]:
+        """The points of a collection by name and attributes, those about ourselves aside."""
+        found: dict[Point, Any] = {}
+        data = self.get_metrics_data()
+        for of_resource in data.resource_metrics if data else ():
+            for of_scope in of_resource.scope_metrics:
+                for metric in of_scope.metrics:
+                    for point in metric.data.data_points if not metric.name.startswith("otel_mlops.") else ():
+                        key = metric.name, frozenset(point.attributes.items())
+                        assert key not in found, f"{key} is told twice"
+                        found[key] = point
+        return found
+
+    def values(self) -> dict[Point, Any]:
+        """The values, or the buckets and the sum, of a collection."""
+        return {key: value_of(point) for key, point in self.points().items()}
+
+    def push(self) -> dict[Point, Any]:
+        """The values of a collection that was exported."""
+        found = self.values()
+        self.worker.provider.exported(self)
+        return found
+
+
+def value_of(point: Any) -> Any:
+    return (*point.bucket_counts, point.sum) if hasattr(point, "bucket_counts") else point.value
+
+
+def about(name: str, **attributes: Any) -> Point:
+    return name, frozenset(attributes.items())
+
+
+@pytest.fixture
+def workers() -> Iterator[Callable[..., Worker]]:
+    """Opens workers of one group."""
+    opened: list[Worker] = []
+    with state_folder() as state:
+
+        def open_one(**arguments: Any) -> Worker:
+            opened.append(Worker(state, **arguments))
+            return opened[-1]
+
+        yield open_one
+        for worker in opened:
+            worker.leave()
+
+
+# --- Everybody's numbers ------------------------------------------------------------------------------------
+
+
+def test_what_all_workers_have_recorded_is_told_by_any_the_dead_included(workers):
+    """Counters and histograms are the sum of all workers, through deaths and however the dead are put together."""
+    one, two, three = workers(), workers(), workers()
+    for number, worker in enumerate((one, two, three), 1):
+        worker.meter.create_counter("c").add(number, {"k": "v"})
+        worker.meter.create_histogram("h", explicit_bucket_boundaries_advisory=[1.0, 2.0]).record(number)
+    expected = {about("c", k="v"): 6.0, about("h"): (1, 1, 1, 6.0)}
+    readers = [Pushing(one), Pushing(two)]
+    assert [reader.values() for reader in readers] == [expected] * 2
+
+    three.die()
+    assert readers[0].values() == expected
+    one.everyone.retire()
+    two.die()
+    one.everyone.retire()
+    assert readers[0].values() == expected
+
+
+def test_a_total_begins_when_the_first_of_its_workers_did(workers):
+    """The start time is that of the earliest record, whoever reads, and whoever has died since."""
+    one, two = workers(), workers()
+    one.meter.create_counter("c").add(1)
+    one.meter.create_histogram("h").record(1)
+    two.meter.create_counter("c").add(1)
+    two.meter.create_histogram("h").record(1)
+    (first,) = one.provider.streams()[0].living()
+    reader = Pushing(two)
+    before = reader.points()
+    one.die()
+    two.everyone.retire()
+    two.meter.create_counter("c").add(1)
+    after = reader.points()
+
+    assert before[about("c")].start_time_unix_nano == first.born_ns
+    assert before.keys() == after.keys()
+    assert [point.start_time_unix_nano for point in after.values()] == [
+        point.start_time_unix_nano for point in before.values()
+    ]
+
+
+def test_what_goes_on_is_that_of_the_living(workers):
+    """An up-down counter is the sum of those who live."""
+    one, two = workers(), workers()
+    for worker in (one, two):
+        worker.meter.create_up_down_counter("u").add(2)
+    reader = Pushing(one)
+    assert reader.values() == {about("u"): 4.0}
+    two.die()
+    assert reader.values() == {about("u"): 2.0}
+
+
+def test_each_worker_is_shown_where_nobody_knows_how_to_put_them_together(workers):
+    """A gauge has the attribute `worker`; an attribute of that name gets another, as on the page."""
+    for number in range(3):
+        workers().meter.create_gauge("g").set(number, {"worker": "bee", "n": 1})
+    reader = Pushing(workers())
+
+    expected = {about("g", n=1, exported_worker="bee", worker=str(number)): number for number in range(3)}
+    assert reader.values() == expected
+
+
+def test_what_callbacks_say_is_told_and_they_are_asked_once(workers):
+    """The reader has its own worker's callbacks speak, once; of the others it has what they said last."""
+    asked = []
+    one, two = workers(), workers()
+
+    def say(number: int) -> list[Observation]:
+        asked.append(number)
+        return [Observation(number)]
+
+    for number, worker in enumerate((one, two)):
+        worker.meter.create_observable_gauge("o", [lambda _, number=number: say(number)])
+        worker.meter.create_observable_counter("process.cpu.time", [lambda _, number=number: [Observation(1 + number)]])
+    two.provider.refresh(two.reader, 1.0)
+    reader = Pushing(one)
+    asked.clear()
+
+    assert reader.values() == {about("o", worker="0"): 1, about("o", worker="1"): 0, about("process.cpu.time"): 3} or (
+        reader.values() == {about("o", worker="0"): 0, about("o", worker="1"): 1, about("process.cpu.time"): 3}
+    )
+    assert set(asked) == {0}
+
+
+def test_what_callbacks_say_is_a_total_to_a_reader_of_differences_as_well(workers):
+    """A callback's total is kept as it is; the reader of differences is told how much it has grown."""
+    said = [5]
+    one = workers()
+    one.meter.create_observable_counter("process.cpu.time", [lambda _: [Observation(said[0])]])
+    reader = Pushing(one, delta=True)
+    told = []
+    for total in (5, 7, 7, 12):
+        said[0] = total
+        told.append(reader.push().get(about("process.cpu.time")))
+
+    assert told == [5, 2, None, 5]
+    assert one.page()["process_cpu_time_total"] == 12
+
+
+def test_of_the_states_of_a_model_the_worst_is_told(workers):
+    """A state set says what the worst of the living says."""
+    one, two = workers(), workers()
+    states = MODEL_STATUS.values[MODEL_STATUS.page_name]
+
+    def be(worker: Worker, now: str) -> None:
+        for state in states:
+            labels = {"model_name": "m", "model_version": "1", MODEL_STATUS.page_name: state}
+            worker.provider.instrument(MODEL_STATUS).set(float(state == now), labels)
+
+    def told() -> set[str]:
+        return {dict(labels)[MODEL_STATUS.page_name] for (_, labels), value in reader.values().items() if value}
+
+    reader = Pushing(one)
+    be(one, states[-1])
+    be(two, states[0])
+    assert told() == {states[0]}
+    assert len(reader.values()) == len(states)
+    two.die()
+    assert told() == {states[-1]}
+
+
+def test_of_the_infos_about_a_model_the_last_is_told(workers):
+    """An info of a thing replaces what another worker has told about it before."""
+    one, two = workers(), workers()
+    labels = dict.fromkeys(MODEL_INFO.attributes, "x")
+    one.provider.instrument(MODEL_INFO).set(1.0, labels)
+    changed = next(name for name in labels if name not in MODEL_INFO.subject)
+    two.provider.instrument(MODEL_INFO).set(1.0, labels | {changed: "y"})
+
+    assert Pushing(one).values() == {about(MODEL_INFO.name, **labels | {changed: "y"}): 1.0}
+
+
+def test_of_each_bucket_the_newest_exemplar_is_told_once(workers):
+    """Exemplars are those of the worker that recorded last, and those since the last collection alone."""
+    one, two = workers(), workers()
+    reader = Pushing(one)
+
+    def record(worker: Worker, value: float, trace_id: int) -> None:
+        span = NonRecordingSpan(SpanContext(trace_id, 1, False, TraceFlags(TraceFlags.SAMPLED)))
+        token = otel_context.attach(trace.set_span_in_context(span))
+        worker.meter.create_histogram("h", explicit_bucket_boundaries_advisory=[1.0]).record(value)
+        otel_context.detach(token)
+
+    def told() -> list[tuple[float, int]]:
+        return [(each.value, each.trace_id) for each in reader.points()[about("h")].exemplars]
+
+    record(two, 0.5, 1)
+    record(one, 0.25, 2)
+    record(one, 5.0, 3)
+    record(two, 6.0, 4)
+    assert told() == [(0.25, 2), (6.0, 4)]
+    record(two, 0.75, 5)
+    assert told() == [(0.75, 5)]
+
+
+def test_the_resource_is_the_one_that_all_leaders_share(workers):
+    """What is told describes the group, not the worker that happens to lead it."""
+    one = workers()
+    one.meter.create_counter("c").add(1)
+    one.provider.shared_resource = Resource({"service.name": "test", "service.instance.id": "of all"}, "https://s/1")
+    data = Pushing(one).get_metrics_data()
+
+    (of_resource,) = data.resource_metrics
+    assert of_resource.resource is one.provider.shared_resource
+    assert of_resource.schema_url == "https://s/1"
+
+
+def test_a_metric_stands_in_one_scope_whoever_has_recorded_it(workers):
+    """A metric that only another worker has recorded stands in our scope of that name, with its attributes."""
+    one, two = workers(), workers()
+    scope = ("lib", "1", "https://s/1", {"team": "ml"})
+    one.provider.get_meter(*scope).create_counter("a").add(1)
+    two.provider.get_meter(*scope).create_counter("a").add(1)
+    two.provider.get_meter(*scope).create_counter("b", "By", "What it is.").add(1)
+    data = Pushing(one).get_metrics_data()
+
+    (of_scope,) = [each for each in data.resource_metrics[0].scope_metrics if each.scope.name == "lib"]
+    assert dict(of_scope.scope.attributes) == {"team": "ml"}
+    assert of_scope.schema_url == "https://s/1"
+    assert [(each.name, each.unit, each.description) for each in of_scope.metrics] == [
+        ("a", "", ""),
+        ("b", "By", "What it is."),
+    ]
+
+
+def test_a_reader_that_somebody_else_adds_sees_its_own_process(workers):
+    """Without `of_group` nothing of other workers is told, and no worker is named."""
+    one, two = workers(), workers()
+    for worker in (one, two):
+        worker.meter.create_counter("c").add(1)
+        worker.meter.create_gauge("g").set(1)
+    reader = InMemoryMetricReader()
+    one.provider.add_metric_reader(reader)
+    data = reader.get_metrics_data()
+
+    points = [each for metric in data.resource_metrics[0].scope_metrics[0].metrics for each in metric.data.data_points]
+    assert [(each.value, each.attributes) for each in points] == [(1.0, {}), (1.0, {})]
+
+
+def test_without_a_group_it_sees_its_own_process(open_provider):
+    """Where a system has no groups, the reader of the group gets what there is."""
+    provider = open_provider()
+    provider.get_meter("m").create_gauge("g").set(1)
+    reader = InMemoryMetricReader(preferred_temporality=PREFERRED_BY_OTLP)
+    provider.add_metric_reader(reader, of_group=True)
+    provider.get_meter("m").create_counter("c").add(1)
+
+    points = [
+        each
+        for of_scope in reader.get_metrics_data().resource_metrics[0].scope_metrics
+        for metric in of_scope.metrics
+        for each in metric.data.data_points
+    ]
+    provider.exported(reader)
+    assert [(each.value, each.attributes) for each in points] == [(1.0, {}), (1.0, {})]
+
+
+# --- Differences --------------------------------------------------------------------------------------------
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("record"), st.integers(0, 2), st.integers(0, 9)),
+        st.tuples(st.sampled_from(["push", "tell", "die in the export", "lose the lead", "kill a worker", "retire"])),
+    ),
+    max_size=25,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(STEPS)
+@example([("record", 0, 3), ("push",), ("record", 1, 4), ("die in the export",), ("record", 1, 2), ("push",)])
+@example([("record", 1, 3), ("push",), ("kill a worker",), ("retire",), ("record", 0, 1), ("lose the lead",)])
+def test_all_differences_together_are_what_was_recorded(steps: list[tuple[Any, ...]]):
+    """Whoever leads, dies and is replaced: nothing is lost, and nothing is told twice but what the last export held.
+
+    That is so where the leader dies after the export and before it has kept what it told.
+    """
+    recorded = pushed = doubled = (0, 0, 0, 0.0)
+
+    def add(left: Any, right: Any) -> Any:
+        return tuple(map(sum, zip(left, right, strict=True)))
+
+    def told(found: dict[Point, Any]) -> Any:
+        return found.get(about("h"), (0, 0, 0)), found.get(about("c"), 0.0)
+
+    with state_folder() as state:
+        alive = [Worker(state) for _ in range(3)]
+        for worker in alive:
+            worker.meter.create_counter("other").add(1)
+        reader = Pushing(alive[0], delta=True)
+
+        def replace(index: int) -> None:
+            alive[index].die()
+            alive[index] = Worker(state)
+
+        for step, *what in [*steps, ("push",)]:
+            if step == "record":
+                index, value = what
+                alive[index].meter.create_counter("c").add(value)
+                alive[index].meter.create_histogram("h", explicit_bucket_boundaries_advisory=[5.0]).record(value)
+                recorded = add(recorded, (value <= 5, value > 5, value, value))
+            elif step == "kill a worker":
+                replace(1)
+            elif step == "retire":
+                alive[0].everyone.retire()
+            elif step == "lose the lead":
+                alive = [*alive[1:], alive[0]]
+                reader = Pushing(alive[0], delta=True)
+            else:
+                found = reader.values()
+                buckets, amount = told(found)
+                pushed = add(pushed, (*buckets, amount))
+                if step == "push":
+                    alive[0].provider.exported(reader)
+                else:  # "tell" is not noted either: its numbers are told again if the leader dies before a push
+                    doubled = add(doubled, (*buckets, amount))
+                if step == "tell":
+                    # The next export notes it.
+                    alive[0].provider.exported(reader)
+                    doubled = add(doubled, tuple(-each for each in (*buckets, amount)))
+                if step == "die in the export":
+                    replace(0)
+                    reader = Pushing(alive[0], delta=True)
+        for worker in alive:
+            worker.leave()
+    assert pushed == add(recorded, doubled)
