@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, Resource
 
 from otel_mlops import metrics as rows
 from otel_mlops.daily import Daily
+from otel_mlops.page_process import PageProcess, why_not
 from otel_mlops.sdk.bounded import call_within
 from otel_mlops.sdk.group import RESOURCE
 
@@ -23,9 +24,11 @@ if TYPE_CHECKING:
     from otel_mlops.sdk.page import Page
     from otel_mlops.sdk.provider import MeterProvider
     from otel_mlops.settings import Settings
-    from otel_mlops.sources.sampler import Source
+    from otel_mlops.sources.sampler import Sample, Source
 
 _logger = logging.getLogger(__name__)
+
+_HAND_OVER_S = 2.0
 
 _OBSERVED = (
     *(row for row in rows.CATALOGUE if row.across == "once" and row.kind == "gauge" and row is not rows.PAGE_SERIES),
@@ -37,6 +40,8 @@ class Leading:
     """What the leader of a group does, ready to begin.
 
     `is_leader` says whether this process speaks for the group; `on_export_failure` is told of each failed push.
+    The page is served on the `listener`, an open file, if there is one, and on a socket of its own otherwise; with
+    `stays_here` never in a process of its own.
     """
 
     def __init__(
@@ -50,6 +55,8 @@ class Leading:
         is_leader: Callable[[], bool],
         on_export_failure: Callable[[str], None],
         clock: Callable[[], float] = time.time,
+        listener: int | None = None,
+        stays_here: bool = False,
     ) -> None:
         from otel_mlops.sdk.server import PageServer
         from otel_mlops.sources.sampler import Sampler
@@ -74,15 +81,33 @@ class Leading:
             web_config_file=settings.web_config_file,
             on_refused=self._count_refused,
         )
+        self._listener = None if listener is None else socket.socket(fileno=listener)
         self._push: MetricReader | None = None
+        self._page_process = self._plan_page_process(stays_here=stays_here)
+        self.is_handed_over = False
+        """Whether the process of the page leads in this one's stead."""
         self._describe()
 
-    def start(self, listener: socket.socket | None = None) -> None:
-        """Begin to serve, to read and to push; does nothing of that which goes on already."""
-        self._share_resource()
+    def begin(self) -> None:
+        """Begin to lead: here, or in the process of the page as soon as there is one."""
+        if self._page_process is None:
+            self.start()
+        else:
+            self._serve()
+            self._page_process.start()
+
+    def end(self, timeout_s: float) -> None:
+        """End leading within the time, wherever that is done."""
+        deadline = time.monotonic() + timeout_s
+        if self._page_process is not None:
+            self._page_process.stop(timeout_s / 2)
+            self.is_handed_over = False
+        self._end(max(0.1, deadline - time.monotonic()), self.server.stop)
+
+    def start(self) -> None:
+        """Serve, read and push here; does nothing of that which goes on already."""
+        self._serve()
         self.daily.resume()
-        if "prometheus" in self._settings.metrics_exporter and self._settings.start_server:
-            self.server.start(listener)
         self.sampler.start()
         if "otlp" in self._settings.metrics_exporter and self._push is None:
             from otel_mlops.otlp import open_metric_reader
@@ -90,13 +115,39 @@ class Leading:
             self._push = open_metric_reader(self._settings, on_failure=self._on_export_failure)
             self._provider.add_metric_reader(self._push, of_group=True)
 
-    def stop(self, timeout_s: float) -> None:
-        """End within the time what `start()` began, and push for the last time."""
+    def _serve(self) -> None:
+        self._share_resource()
+        if "prometheus" in self._settings.metrics_exporter and self._settings.start_server:
+            listener, self._listener = self._listener, None
+            self.server.start(listener)
+
+    def _hand_over(self) -> None:
+        self.is_handed_over = True
+        self._end(_HAND_OVER_S, self.server.pause)
+
+    def _take_back(self) -> None:
+        self.is_handed_over = False
+        self.start()
+
+    def _plan_page_process(self, *, stays_here: bool) -> PageProcess | None:
+        """The process of the page, where it is wanted and can be had."""
+        settings = self._settings
+        served = "prometheus" in settings.metrics_exporter and settings.start_server and not settings.disabled
+        if settings.page_process is False or not served or self._group is None:
+            return None
+        fault = "a registry or sources of this process stand on the page" if stays_here else why_not()
+        if fault is not None:
+            if settings.page_process:
+                _logger.warning("the page has no process of its own: %s", fault)
+            return None
+        return PageProcess(settings, self._group, self.server, hand_over=self._hand_over, take_back=self._take_back)
+
+    def _end(self, timeout_s: float, end_server: Callable[[float], object]) -> None:
         push, self._push = self._push, None
         deadline = time.monotonic() + timeout_s
         self.sampler.stop(timeout_s / 2)
         left_s = max(0.1, deadline - time.monotonic())
-        calls: list[Callable[[], object]] = [partial(self.server.stop, left_s)]
+        calls: list[Callable[[], object]] = [partial(end_server, left_s)]
         if push is not None:
             # Its end is its last export.
             calls.append(partial(self._provider.remove_metric_reader, push))
@@ -104,6 +155,9 @@ class Leading:
 
     def after_fork(self) -> None:
         """In a forked child: nothing of the parent's threads, sockets and locks."""
+        self.is_handed_over = False
+        if self._page_process is not None:
+            self._page_process.after_fork()
         self.server.after_fork()
         self.sampler.after_fork()
         self.daily.after_fork()
@@ -145,3 +199,27 @@ class Leading:
             return
         if isinstance(kept, str):
             self._provider.shared_resource = own.merge(Resource({SERVICE_INSTANCE_ID: kept}))
+
+
+def open_sources(settings: Settings) -> dict[str, Source]:
+    """The sources that the settings name."""
+    sources: dict[str, Source] = {}
+    if settings.disabled or not settings.start_monitoring:
+        return sources
+    if "host" in settings.sources:
+        from otel_mlops.sources.host import open_host
+
+        try:
+            sources["host"] = open_host()
+        except ImportError as error:
+            sources["host"] = _missing(str(error))
+    return sources
+
+
+def _missing(fault: str) -> Source:
+    """A source whose driver is not installed: it is down, which is said once and stands on the page."""
+
+    def read() -> Iterable[Sample]:
+        raise ImportError(fault)
+
+    return read

@@ -8,7 +8,7 @@ import platform
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from otel_mlops.model import Model
     from otel_mlops.sdk.page import Page
-    from otel_mlops.sources.sampler import Sample, Source
+    from otel_mlops.sources.sampler import Source
 
 _logger = logging.getLogger(__name__)
 
@@ -59,8 +59,10 @@ class Telemetry(Verbs):
         metric_readers: Sequence[MetricReader] = (),
         sources: Mapping[str, Source] | None = None,
         clock: Callable[[], float] = time.time,
+        lead_file: int | None = None,
+        listener: int | None = None,
     ) -> None:
-        from otel_mlops.leading import Leading
+        from otel_mlops.leading import Leading, open_sources
         from otel_mlops.sdk.page import PageReader
         from otel_mlops.tasks import Tasks
 
@@ -71,7 +73,8 @@ class Telemetry(Verbs):
         self.at_end: list[Callable[[Telemetry], None]] = []
         self._models: dict[tuple[str, str], Any] = {}
         self._page = PageReader(registry=registry)
-        self._group = group_of(settings)
+        self._is_page_process = lead_file is not None
+        self._group = group_of(settings, inherited_lead=lead_file)
         self.meter_provider = MeterProvider(
             (self._page, *metric_readers),
             _resource(settings),
@@ -93,19 +96,22 @@ class Telemetry(Verbs):
             self.meter_provider,
             self._group,
             self.page,
-            self._open_sources() if sources is None else sources,
+            open_sources(settings) if sources is None else sources,
             is_leader=self._speaks_for_all,
             on_export_failure=self._on_export_failure,
             clock=clock,
+            listener=listener,
+            stays_here=registry is not None or sources is not None,
         )
         self._member = Member(
             self._group,
             self.meter_provider,
-            on_lead=self._leading.start,
-            on_lost=partial(self._leading.stop, EXIT_TIMEOUT_S),
+            on_lead=self._leading.begin,
+            on_lost=partial(self._leading.end, EXIT_TIMEOUT_S),
             on_forget=self._forget_here,
             refresh=self._refresh,
             refresh_s=settings.monitoring_interval,
+            retires=lambda: not self._leading.is_handed_over,
         )
         self._tasks = Tasks(self.meter_provider, is_leader=lambda: self._member.leads)
         if "otlp" in settings.metrics_exporter and not settings.disabled:
@@ -242,7 +248,7 @@ class Telemetry(Verbs):
         self._tasks.stop(timeout_s / 4)
         self._member.stop(timeout_s / 4)
         left_s = max(0.1, deadline - time.monotonic())
-        calls: list[Callable[[], object]] = [partial(self._leading.stop, left_s)]
+        calls: list[Callable[[], object]] = [partial(self._leading.end, left_s)]
         if self.tracer_provider is not None:
             calls.append(partial(self.tracer_provider.force_flush, int(left_s * 1e3)))
         call_within(left_s, *calls)
@@ -289,6 +295,8 @@ class Telemetry(Verbs):
 
     def _speaks_for_all(self) -> bool:
         """Whether this worker says what is said once for the group: as its leader, or as all there is of it."""
+        if self._leading.is_handed_over:
+            return False
         return self._member.leads or (not self._started and self.meter_provider.everyone.is_alone)
 
     def _refresh(self) -> None:
@@ -320,19 +328,6 @@ class Telemetry(Verbs):
             on_dropped=partial(self.meter_provider.count_dropped, "queue_full"),
         )
 
-    def _open_sources(self) -> dict[str, Source]:
-        sources: dict[str, Source] = {}
-        if self.settings.disabled or not self.settings.start_monitoring:
-            return sources
-        if "host" in self.settings.sources:
-            from otel_mlops.sources.host import open_host
-
-            try:
-                sources["host"] = open_host()
-            except ImportError as error:
-                sources["host"] = _missing(str(error))
-        return sources
-
     def _say_what_runs(self) -> None:
         self.meter_provider.instrument(rows.BUILD_INFO).set(
             1.0,
@@ -347,7 +342,7 @@ class Telemetry(Verbs):
     def _say(self) -> None:
         """One line at the start: where the page is, and whether anybody may read it."""
         served = "prometheus" in self.settings.metrics_exporter and self.settings.start_server
-        if not served or not self._member.leads:
+        if not served or not self._member.leads or self._is_page_process:
             return
         loopback = self.settings.host in ("127.0.0.1", "::1", "localhost")
         level = logging.INFO if loopback else logging.WARNING
@@ -363,15 +358,6 @@ class Telemetry(Verbs):
         self._member.after_fork()
         self._leading.after_fork()
         self._tasks.after_fork()
-
-
-def _missing(fault: str) -> Source:
-    """A source whose driver is not installed: it is down, which is said once and stands on the page."""
-
-    def read() -> Iterable[Sample]:
-        raise ImportError(fault)
-
-    return read
 
 
 def _resource(settings: Settings) -> Resource:

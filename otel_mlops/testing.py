@@ -80,6 +80,7 @@ def fresh_telemetry(
     Units:   `clock` counts seconds from the epoch in UTC.
     """
     private: dict[str, Any] = {"service_name": "test", "start_server": False, "set_global": False}
+    private["page_process"] = False
     private["group"] = f"test-{uuid.uuid4().hex}"
     telemetry = Telemetry(Settings(**(private | settings)), sources=sources or {}, clock=clock)
     before = current.telemetry

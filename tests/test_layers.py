@@ -29,6 +29,7 @@ DOWNWARD = {
     "web": {"metrics", "numbers", "sdk"},
 }
 DOWNWARD["leading"] = {"daily", "metrics", "otlp", "sdk", "settings", "sources"}
+DOWNWARD["page_process"] = {"sdk", "settings", "telemetry"}  # the child's side is on top of everything
 DOWNWARD["telemetry"] = set(DOWNWARD) - {"rules"}
 DOWNWARD["configure"] = {"sdk", "settings", "telemetry"}
 ON_TOP = {"__init__", "cli", "demo", "doctor", "render", "testing"}

@@ -516,29 +516,59 @@ def test_clients_that_read_nothing_make_room(monkeypatch):
         page_server._connections.end_waiting()
 
 
-def test_the_slowest_makes_room_first(monkeypatch):
-    """Among clients that are being sent a page it is the one that has taken nothing for longest that goes."""
-    monkeypatch.setattr(connections, "MOST_CONNECTIONS", 2)
-    huge = Page(bytes(8_000_000), TEXT)
-    stopped = threading.Event()
-    with serving(giving(huge)) as page_server, slow_reader(page_server) as stalled:
-        eventually(lambda: [bool(each.body) for each in page_server._connections._all] == [True])
-        with slow_reader(page_server) as reading, ThreadPoolExecutor(1) as beside:
+@pytest.fixture
+def crowd(monkeypatch):
+    """Connections of which there may be as many as are made here, each with the age and the state it is given."""
+    present, ends = connections.Connections(), []
 
-            def read():
-                got = 0
-                while part := reading.recv(20_000):
-                    got += len(part)
-                    stopped.wait(0 if stopped.is_set() else 0.002)
-                return got
+    def one(came_ago_s=1.0, moved_ago_s=0.0, *, body=b"", says=b"", is_busy=False, host="a"):
+        raw, client = socket.socketpair()
+        ends.extend([raw, client])
+        client.send(says)
+        made = connections.Connection(raw, host)
+        made.came_s -= came_ago_s
+        made.moved_s -= moved_ago_s
+        made.body, made.is_busy = body, is_busy
+        monkeypatch.setattr(connections, "MOST_CONNECTIONS", len(present) + 1)
+        assert present.enter(made, 0.0, threading.Event()) is None
+        return made
 
-            reader = beside.submit(read)
-            response, _ = request(page_server, "/-/healthy")
-            stopped.set()
-            assert response.status == 200
-            assert reader.result() > 8_000_000
-        with suppress(ConnectionError):
-            assert len(everything(stalled)) < 8_000_000
+    def leavers(count):
+        newcomers = [connections.Connection(socket.socket(), "new") for _ in range(count)]
+        ends.extend(newcomer.socket for newcomer in newcomers)
+        for newcomer in newcomers:
+            newcomer.is_busy = True
+        gone = [present.enter(newcomer, 0.0, threading.Event()) for newcomer in newcomers]
+        return [None if left is newcomer else left for left, newcomer in zip(gone, newcomers, strict=True)]
+
+    yield one, leavers
+    for end in ends:
+        end.close()
+
+
+def test_the_idle_make_room_first_then_the_slowest(crowd):
+    """The oldest idle go, then who has taken nothing for longest; not who is worked on, has asked or takes its page."""
+    one, leavers = crowd
+    busy = one(is_busy=True)
+    moving = one(body=b"page", moved_ago_s=0.0)
+    stalled = one(body=b"page", moved_ago_s=1.0)
+    stalled_longer = one(body=b"page", moved_ago_s=2.0)
+    one(came_ago_s=4.0, says=b"GET")
+    idle = one(came_ago_s=2.0)
+    younger_idle = one(came_ago_s=1.0)
+    assert leavers(5) == [idle, younger_idle, stalled_longer, stalled, None]
+    assert not busy.is_ended
+    assert not moving.is_ended
+
+
+def test_who_has_just_come_is_waited_for(crowd):
+    """A connection whose request may be on the way does not make room, nor does a slow reader in its place."""
+    one, leavers = crowd
+    fresh = one(came_ago_s=-60.0)
+    one(body=b"page", moved_ago_s=1.0)
+    assert leavers(1) == [None]
+    fresh.came_s -= 120.0
+    assert leavers(1) == [fresh]
 
 
 @pytest.mark.parametrize(("pause_s", "is_served"), [(0.0, True), (0.05, False)])
@@ -767,6 +797,28 @@ def test_a_failure_is_shared(caplog):
         assert {each.result()[0].status for each in ask} == {503}
     assert len(gate.accepts) == 2
     assert caplog.text.count("could not be made") == 1
+
+
+def test_nobody_waits_for_ever_for_a_shared_page_that_hangs(monkeypatch):
+    """Who shares a rendering that hangs is told 503 when its time is over."""
+    monkeypatch.setattr(sharing, "PATIENCE_S", 0.3)
+    first_ends, second_ends = ends = [threading.Event(), threading.Event()]
+    waits = iter(ends)
+
+    def page(accept):
+        assert next(waits).wait(PATIENCE_S)
+        return SMALL
+
+    with serving(page) as page_server, ThreadPoolExecutor(3) as scrapers:
+        first = scrapers.submit(request, page_server)
+        wait_for_sharers(page_server, 1)
+        others = [scrapers.submit(request, page_server) for _ in range(2)]
+        wait_for_sharers(page_server, 3)
+        first_ends.set()
+        assert first.result()[0].status == 200
+        eventually(lambda: any(other.done() for other in others))
+        second_ends.set()
+        assert sorted(other.result()[0].status for other in others) == [200, 503]
 
 
 def test_nobody_waits_for_ever_for_a_page_that_hangs(monkeypatch):

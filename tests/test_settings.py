@@ -287,6 +287,7 @@ WRONG_ARGUMENTS: list[tuple[str, Any, type[Exception]]] = [
     ("group", "", ValueError),
     ("group", 1, TypeError),
     ("page_process", "true", TypeError),
+    ("page_process", 1, TypeError),
     ("web_config_file", "web.config.yml", ValueError),
     ("max_ledger_bytes", 1024, ValueError),
     ("max_ledger_bytes", 8.0e6, TypeError),

@@ -455,6 +455,13 @@ def test_an_unknown_user_costs_as_much_as_a_known_one(monkeypatch):
     assert len(counted.checks) == 3
 
 
+def test_an_unknown_user_is_let_in_by_no_hash(monkeypatch):
+    """Whatever the comparison with a hash that is nobody's says, it opens nothing."""
+    monkeypatch.setattr(bcrypt, "checkpw", lambda *_: True)
+    config = WebConfig(users={b"alice": HASH.encode()})
+    assert Door().admit(config, [basic("mallory", SECRET)], "a").reason == "auth"
+
+
 def test_no_two_credentials_look_the_same_to_the_memory():
     """What is remembered of a right password differs however user, hash and password are cut (CVE-2022-46146)."""
     known = passwords._Passwords()
@@ -574,6 +581,14 @@ def test_strangers_do_not_use_up_the_allowance(monkeypatch):
     assert [door.admit(config, [], "a").reason for _ in range(4)] == ["auth", "auth", "rate", "rate"]
     assert [door.admit(config, ["Bearer t0k3n"], "a") for _ in range(2)] == [None, None]
     assert door.admit(config, ["Bearer t0k3n"], "a").reason == "rate"
+
+
+def test_a_password_is_limited_as_well():
+    """Who is known by a password draws from the allowance like any other."""
+    door = Door(clock=lambda: 1000.0)
+    config = WebConfig(users={b"alice": HASH.encode()}, interval_s=3600.0, burst=2)
+    assert [door.admit(config, [GOOD], "a") for _ in range(3)] == [None, None, None]
+    assert door.admit(config, [GOOD], "a").reason == "rate"
 
 
 def test_an_unchanged_limit_keeps_its_count_and_a_changed_one_begins_anew(folder):
@@ -804,6 +819,8 @@ def test_a_file_that_breaks_leaves_what_was_in_force(folder, caplog, broken):
         for _ in range(3):
             assert ask(page_server).status == 401
             assert ask(page_server, authorization=GOOD).status == 200
+            if broken is not None:
+                write(folder, broken)
         assert str(path) in page_server.config_fault
         assert [record.levelname for record in caplog.records].count("ERROR") == 1
         write(folder, "rate_limit: {interval: 0}\n")
@@ -856,6 +873,7 @@ def test_a_look_that_hangs_holds_up_nobody(folder, monkeypatch):
     thread.start()
     assert hangs.wait(PATIENCE_S)
     assert config.current().users == {b"alice": HASH.encode()}
+    assert thread.is_alive()
     monkeypatch.undo()
     go_on.set()
     thread.join()

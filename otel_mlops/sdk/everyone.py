@@ -83,7 +83,7 @@ class Everyone:
                 [(peer.name, peer.version, peer.forgets, self._stale(peer)) for peer in self._peers.values()],
                 self._retired_at,
                 self._forgets_at,
-                self._group.number if self._group is not None else None,
+                self._label(),
                 self._ledger.about[FORGETS],
             )
             if version != self._version:
@@ -238,20 +238,22 @@ class Everyone:
         return [labels for number, labels in self._forgets if number > peer.forgets]
 
     def _gather(self, own: list[Stream]) -> list[Share]:
-        number = None if self._group is None else self._group.number
         done = math.inf if self._ledger.path is None else self._ledger.about[FORGETS]
         missed = [labels for forget, labels in self._forgets if forget > done]
-        shares = [Share(stream, _kept(stream, missed), _worker(stream, number)) for stream in own]
+        shares = [Share(stream, _kept(stream, missed), _worker(stream, self._label())) for stream in own]
         for peer in sorted(self._peers.values(), key=lambda each: (each.number is None, each.number, each.name)):
             missed, stale = self._missed(peer), self._stale(peer)
             for index, stream in enumerate(peer.streams):
                 if index not in stale and (peer.is_alive or stream.rule in KEEP_THE_DEAD):
-                    shares.append(Share(stream, _kept(stream, missed), _worker(stream, peer.number)))
+                    shares.append(Share(stream, _kept(stream, missed), _worker(stream, peer.label)))
         missed = [labels for forget, labels in self._forgets if forget > self._retired.forgets]
         for retired in self._retired.streams:
             left = [each for each in retired.left.values() if not is_gone(retired, each, missed)]
             shares.append(Share(retired, [reading for each in left for reading in each.readings()], None))
         return shares
+
+    def _label(self) -> str | None:
+        return None if self._group is None else self._group.label
 
     def _stale(self, peer: Peer) -> frozenset[int]:
         """Which of a worker's streams its callbacks have not refreshed for too long."""
@@ -273,8 +275,8 @@ class Everyone:
             _logger.warning("group: %s", fault)
 
 
-def _worker(stream: Any, number: int | None) -> str | None:
-    return str(number) if stream.rule == "worker" and number is not None else None
+def _worker(stream: Any, label: str | None) -> str | None:
+    return label if stream.rule == "worker" else None
 
 
 def _kept(stream: Any, missed: list[Mapping[str, str]]) -> list[Any]:

@@ -42,16 +42,16 @@ RETIRED, FORGETS, MIDNIGHT, RESOURCE, PUSHED = "retired", "forgets", "midnight",
 class Group:
     """The workers that share one page, as one of them sees them.
 
-    `is_page_process` says that it is the process of the page, which is no worker.
+    The process of the page, which is no worker, has the open file of its worker's lead as `inherited_lead`.
     """
 
-    def __init__(self, name: str, state_dir: Path | None = None, *, is_page_process: bool = False) -> None:
+    def __init__(self, name: str, state_dir: Path | None = None, *, inherited_lead: int | None = None) -> None:
         self._name = name
         self._state_dir = state_dir
-        self._is_page_process = is_page_process
+        self._is_page_process = inherited_lead is not None
         self.number: int | None = None
         """This worker's number: the smallest that no other living one had when it joined."""
-        self._lead_file = -1
+        self._lead_file = -1 if inherited_lead is None else inherited_lead
         self._inside = 0
         """The thread that holds the door."""
 
@@ -59,6 +59,13 @@ class Group:
     def folder(self) -> Path:
         """Where everything of the group lies."""
         return _root(self._state_dir) / f"otel_mlops-{os.getuid()}" / self._name
+
+    @property
+    def label(self) -> str | None:
+        """The value of the label `worker` where each worker is shown; None before it has joined."""
+        if self._is_page_process:
+            return "page"
+        return None if self.number is None else str(self.number)
 
     def ledgers(self) -> list[Path]:
         """The ledgers there are, of the living and of those that were not folded yet."""
@@ -253,8 +260,11 @@ class Group:
             return number
 
 
-def group_of(settings: Settings, *, is_page_process: bool = False) -> Group | None:
-    """The group that the workers of these settings share; None where this system has no way to have one."""
+def group_of(settings: Settings, *, inherited_lead: int | None = None) -> Group | None:
+    """The group that the workers of these settings share; None where this system has no way to have one.
+
+    With `inherited_lead`, the open file of a worker's lead, it is that of the page's process.
+    """
     if os.name != "posix":
         return None
     identity: list[Any] = [MAGIC.decode()]
@@ -264,7 +274,7 @@ def group_of(settings: Settings, *, is_page_process: bool = False) -> Group | No
         identity += [_network(), settings.service_name, settings.host, settings.port]
     digest = sha256(json.dumps(identity).encode()).hexdigest()
     shown = re.sub(r"[^A-Za-z0-9]+", "-", settings.group or settings.service_name)[:32]
-    return Group(f"{shown}-{digest[:16]}", settings.state_dir, is_page_process=is_page_process)
+    return Group(f"{shown}-{digest[:16]}", settings.state_dir, inherited_lead=inherited_lead)
 
 
 def _network() -> int:

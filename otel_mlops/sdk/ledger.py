@@ -100,7 +100,7 @@ class Ledger:
         self._closed = False
         self._segment = memoryview(b"")
         self._segment_file: _File | None = None
-        self._about: memoryview[float] = memoryview(bytearray(ABOUT.stop - ABOUT.start)).cast("d")
+        self._about = _new_about()
         self._used = self._end = 0
         self._free: dict[tuple[int, int], list[tuple[float, Place]]] = {}
         self.total_bytes = 0
@@ -188,6 +188,7 @@ class Ledger:
                 # Both at once, so that a page made just now finds the numbers here or there, and not twice.
                 on_stay()
                 self._file = None
+                self._about = _new_about()  # nothing is written into that file any more
 
             if file is not None and self._home is not None:
                 self._home.leave(file.path, file.lock_file, stay)
@@ -283,15 +284,17 @@ class Ledger:
                 mine.bytes = begin  # a gap in the file would end every reading of it
                 raise
             if begin == 0:
-                about = memoryview(memory)[ABOUT].cast("d")
-                about[GENERATION] = self._about[GENERATION]
-                self._about = about
+                self._about = memoryview(memory)[ABOUT].cast("d")
         except (OSError, ValueError) as error:
             self.fault = str(error)
             if self._on_fault is not None and self.fault != told:
                 self._on_fault(self.fault)
             return None
         return memory
+
+
+def _new_about() -> memoryview[float]:
+    return memoryview(bytearray(ABOUT.stop - ABOUT.start)).cast("d")
 
 
 def _map(path: Path, begin: int, length: int) -> mmap.mmap:

@@ -37,6 +37,7 @@ class Member:
         on_forget: Callable[[Mapping[str, str]], object],
         refresh: Callable[[], None],
         refresh_s: float,
+        retires: Callable[[], bool] = lambda: True,
     ) -> None:
         self._group = group
         self._provider = provider
@@ -45,12 +46,11 @@ class Member:
         self._on_forget = on_forget
         self._refresh = refresh
         self._refresh_s = refresh_s
+        self._retires = retires
         self._begin()
 
     def _begin(self) -> None:
         self.leads = False
-        self.retires = True
-        """Whether a leader folds the ledgers of the dead itself: its page process does it otherwise."""
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._tidy_at = self._refresh_at = 0.0
@@ -132,7 +132,7 @@ class Member:
         if self.leads and self._group is not None and not self._has_swept:
             self._has_swept = True
             self._group.sweep_neighbours()
-        if self.leads and self.retires:
+        if self.leads and self._retires():
             self._provider.everyone.retire()
 
     def _follow(self) -> None:

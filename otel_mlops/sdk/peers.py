@@ -138,8 +138,9 @@ class Peer:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.name = path.stem
-        number = self.name.partition("-")[0]
-        self.number = int(number) if number.isdecimal() else None
+        self.label = self.name.partition("-")[0]
+        """The value of the label `worker` where each worker is shown."""
+        self.number = int(self.label) if self.label.isdecimal() else None
         """The worker's number; None for the process of the page."""
         # Never the mapping's: this one only asks for the lock.
         self._lock_file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)

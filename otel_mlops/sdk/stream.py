@@ -12,6 +12,7 @@ from weakref import WeakValueDictionary
 from opentelemetry.attributes import _clean_attribute_value
 from opentelemetry.sdk.metrics._internal._view_instrument_match import _OVERFLOW_ATTRIBUTES, _hash_attributes
 
+from otel_mlops.metrics import OVERFLOW
 from otel_mlops.sdk.batch import LARGEST
 from otel_mlops.sdk.exemplars import ALWAYS, NEVER, current_context
 from otel_mlops.sdk.merge import rule_of
@@ -109,12 +110,16 @@ class Stream:
         key, clean = self._identify(attributes)
         with self.ledger.lock:
             series = self.series.get(key)
-            if series is None and len(self.series) < self.limit and not self.ledger.is_full:
+            if series is None and self._has_room():
                 # One that was forgotten may be held still: its handle and the new one are the same series.
                 series = self._forgotten.pop(key, None) or self._new(clean)
                 series = self.series.setdefault(key, series)
         # Outside of the lock: counting what overflows takes the locks of the metric that counts it.
         return series if series is not None else self._overflowing()
+
+    def _has_room(self) -> bool:
+        # What a full ledger has no room for is counted all the same: by metric, of which there are few.
+        return len(self.series) < self.limit and (self.row is OVERFLOW or not self.ledger.is_full)
 
     def is_overflow(self, series: Series) -> bool:
         """Whether this is the series of what the metric has no room for."""

@@ -196,20 +196,17 @@ class WebConfigFile:
     def _look(self) -> None:
         if all(signature(path) == was for path, was in self._read.items()):
             return
-        read: dict[Path, Signature] = {}
+        self._read = {}
         try:
-            self._last_good = load(self._path, read)
+            self._last_good = load(self._path, self._read)
         except (ValueError, ImportError) as error:
             fault = str(error)
             if fault != self.fault:
                 _logger.error("%s. What was in force before still is.", fault)  # noqa: TRY400 - it is no bug of ours
             self.fault = fault
-            # What it named before is looked at as well: a file that is gone and comes back may be all there is to it.
-            self._read = {path: signature(path) for path in self._read} | read
         else:
             _logger.info("%s has changed and is in force", self._path)
             self.fault = None
-            self._read = read
             self._warn_of_passwords_in_clear()
 
     def _warn_of_passwords_in_clear(self) -> None:

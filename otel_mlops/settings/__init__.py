@@ -143,9 +143,10 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("group", ("OTEL_MLOPS_GROUP",), "a name or None", values.or_none(values.text),
             "Which workers share a page: those of one machine that give the same name.",
             default="one user's workers with the same service name, host and port"),
-    Setting("page_process", ("OTEL_MLOPS_PAGE_PROCESS",), "True or False", values.flag,
+    Setting("page_process", ("OTEL_MLOPS_PAGE_PROCESS",), "True, False or None", values.or_none(values.flag),
             "Whether the page, the sources and the push have a process of their own, so that a scrape never waits "
-            "for the service's interpreter.", read=values.flag_from, expected_text="true or false"),
+            "for the service's interpreter; None is where that can be had.", read=values.flag_from,
+            expected_text="true or false"),
     Setting("web_config_file", ("OTEL_MLOPS_WEB_CONFIG_FILE",), "the absolute path of a file, or None",
             values.or_none(values.folder), "TLS, passwords and limits of the page's own server: the "
             "`web.config.yml` of Prometheus' exporters.", default="neither TLS nor passwords"),
@@ -197,7 +198,7 @@ class Settings:
     sources: tuple[str, ...] = SOURCES
     state_dir: Path | None = None
     group: str | None = None
-    page_process: bool = False
+    page_process: bool | None = None
     web_config_file: Path | None = None
     max_ledger_bytes: int = 8 * 1024 * 1024
     max_series: int = 2000

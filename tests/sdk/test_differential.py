@@ -39,9 +39,12 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from otel_mlops.sdk.group import Group
+from otel_mlops.sdk.ledger import Ledger
 from otel_mlops.sdk.page import PageReader
 from otel_mlops.sdk.provider import MeterProvider
 from tests.pages import check_page
+from tests.sdk.workers import state_folder
 
 DELTA, CUMULATIVE = AggregationTemporality.DELTA, AggregationTemporality.CUMULATIVE
 CLASSES = [
@@ -327,6 +330,64 @@ def test_the_same_calls_give_the_same_metrics_for_long(
 ):
     """The same, with many more calls."""
     check_same(temporalities, views, actions)
+
+
+# --- The reader of the group ---------------------------------------------------------------------------------
+
+
+def growing(number: int, action: Action) -> Action:
+    """The action, but for a callback that would count backwards, and for what one metric says of itself in two ways.
+
+    The reader of the group takes a total that fell for a new one, and another worker's description for an older one.
+    """
+    if not isinstance(action, Record | Say):
+        return action
+    same = replace(action, identity=replace(action.identity, description=""))
+    if isinstance(same, Say) and same.identity.kind == "observable_counter":
+        return replace(same, observations=tuple((number * 8, attributes) for _, attributes in same.observations))
+    return same
+
+
+def without_worker(found: Tally[Any]) -> Tally[Any]:
+    """The same points without the attribute that names the only worker."""
+    worker = ("worker", typed("0"))
+    return Tally(
+        {(about, (kind, attributes - {worker}, value)): n for (about, (kind, attributes, value)), n in found.items()}
+    )
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    temporality=st.sampled_from([CUMULATIVE, DELTA]),
+    views=st.lists(st.sampled_from([0, 2, 4, 7, 9, 12, 13]), max_size=1),  # one stream of a name for each instrument
+    actions=st.lists(ACTIONS, max_size=40),
+)
+def test_the_reader_of_a_group_of_one_gets_what_any_reader_gets(
+    temporality: AggregationTemporality, views: list[int], actions: list[Action]
+):
+    """Of one worker, the reader of its group is told what every reader of this process is, with the worker's number."""
+    with state_folder() as state:
+        group = Group("g", state)
+        plain, of_group = (
+            InMemoryMetricReader(preferred_temporality=dict.fromkeys(CLASSES, temporality)) for _ in range(2)
+        )
+        provider = MeterProvider(
+            [plain],
+            RESOURCE,
+            shutdown_on_exit=False,
+            views=[VIEWS[number]() for number in views],
+            ledger=Ledger(group),
+            group=group,
+        )
+        provider.add_metric_reader(of_group, of_group=True)
+        side = Side(provider, [plain, of_group], True)
+        for number, action in enumerate([*actions, Collect(0)]):
+            if isinstance(action, Collect):
+                told = without_worker(comparable(of_group.get_metrics_data()))
+                assert told == comparable(plain.get_metrics_data()), f"action {number}"
+            else:
+                growing(number, action).do(side)
+        provider.shutdown()
 
 
 # --- The cap ------------------------------------------------------------------------------------------------

@@ -256,7 +256,7 @@ def test_shared_memory_is_taken_where_there_is_any(tmp_path: Path, monkeypatch: 
 def test_workers_of_one_service_host_and_port_share_a_group(tmp_path: Path):
     """Whatever else differs: the same service, host and port are one group."""
     one = group_of(Settings(service_name="a", port=8001, state_dir=tmp_path))
-    other = group_of(Settings(service_name="a", port=8001, state_dir=tmp_path, max_series=5), is_page_process=True)
+    other = group_of(Settings(service_name="a", port=8001, state_dir=tmp_path, max_series=5), inherited_lead=-1)
     assert one is not None
     assert other is not None
     assert one.folder == other.folder
@@ -341,7 +341,7 @@ def test_a_killed_workers_number_is_used_again(tmp_path: Path, group: Group, run
 
 def test_the_process_of_the_page_has_no_number(tmp_path: Path, open_ledger: Any):
     """It lives in the group as others do, and takes no worker's number."""
-    page = Group("house", tmp_path, is_page_process=True)
+    page = Group("house", tmp_path, inherited_lead=-1)
     worker = Group("house", tmp_path)
     of_page = open_ledger(page)
     open_ledger(worker)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 from hypothesis import given, settings
@@ -32,7 +33,7 @@ class Watched:
         if isinstance(index, slice):
             begin, end = index.start, index.stop
             edges = [begin, *range(begin - begin % 8 + 8, end, 8), end]
-            pieces = list(zip(edges, edges[1:], strict=False))
+            pieces = list(pairwise(edges))
             for ordered in (pieces, pieces[::-1]):
                 before = bytes(self.memory)
                 for first, last in ordered:
@@ -91,7 +92,7 @@ def test_a_place_that_is_used_again_shows_no_false_record(
     assert stories[0] == [before, first, behind]
     assert stories[-1] == [before, second, behind]
     assert [story for story in stories if story not in ([before, first, behind], [before, behind], stories[-1])] == []
-    changes = [story for story, last in zip(stories[1:], stories, strict=False) if story != last]
+    changes = [story for last, story in pairwise(stories) if story != last]
     assert changes == [[before, behind], [before, second, behind]], "it came back, or went, in between"
 
 

@@ -6,10 +6,12 @@ import array
 import collections
 import ctypes
 import enum
+import errno
 import gc
 import itertools
 import logging
 import math
+import os
 import signal
 import sys
 import threading
@@ -29,6 +31,8 @@ from opentelemetry.sdk.metrics.view import View
 
 from otel_mlops.metrics import DROPPED, OVERFLOW, PREDICTION_VALUES
 from otel_mlops.sdk import instruments, series, stream
+from otel_mlops.sdk import ledger as ledger_module
+from otel_mlops.sdk.group import Group
 from otel_mlops.sdk.ledger import Folder, Ledger
 from otel_mlops.sdk.provider import MeterProvider
 from otel_mlops.sdk.records import EXEMPLARS, SERIES, STREAM, read_ledger
@@ -799,3 +803,350 @@ def test_a_newborn_gauge_is_never_seen_at_zero(paged, reader, monkeypatch):
     monkeypatch.setattr(stream.Stream, "keep", keep_and_look)
     paged.get_meter("meter").create_gauge("g").set(0.95)
     assert seen == [True]
+
+
+# --- Moving -------------------------------------------------------------------------------------------------
+
+
+def path_of(provider: MeterProvider) -> Path:
+    """Where its ledger is."""
+    assert provider.ledger.path is not None
+    return provider.ledger.path
+
+
+def in_the_file(path: Path) -> dict[str, list[list[float]]]:
+    """The cells of every series in a ledger's file, by the metric; each metric described once, before its series."""
+    found: dict[str, list[list[float]]] = {}
+    names: dict[int, str] = {}
+    for each in read_ledger(path):
+        if each.kind == STREAM:
+            assert each.description["number"] not in names
+            names[each.description["number"]] = each.description["name"]
+        elif each.kind == SERIES:
+            found.setdefault(names[each.description[0]], []).append(each.cells)
+    return found
+
+
+@pytest.fixture
+def housed(open_provider: OpenProvider, tmp_path: Path) -> MeterProvider:
+    """A provider whose ledger is in a folder of its own."""
+    return open_provider(ledger=Ledger(Folder(lambda: tmp_path)), exemplar_filter=AlwaysOnExemplarFilter())
+
+
+def lose_file(provider: MeterProvider) -> None:
+    """Have somebody remove the file."""
+    path_of(provider).unlink()
+
+
+def come_back(provider: MeterProvider) -> None:
+    """Have the worker stop and start."""
+    provider.leave()
+    provider.ledger.rejoin()
+
+
+@pytest.mark.parametrize("away", [lose_file, come_back])
+def test_numbers_of_every_kind_move_into_the_next_file(housed: MeterProvider, recording: str, away: Any):
+    """After a removed file, or a stop and a start of the only worker, the next file has everything, and goes on."""
+    handles = {kind: create(housed, kind).bind({"a": "b"}) for kind in KINDS}
+    overflowing = create(housed, "counter", "full")
+    overflowing.add(1, {"n": 0})
+    next(one for one in housed.streams() if one.name == "full").limit = 1
+    unused = create(housed, "counter").bind({"never": "used"})
+    for _ in range(2):
+        for handle in handles.values():
+            verb(handle)(1.5)
+        overflowing.add(2, {"n": 1})
+        before = {one.name: [each.born_ns for each in one.living()] for one in housed.streams()}
+        away(housed)
+        for handle in handles.values():
+            verb(handle)(0.25)
+        housed.settle()
+        assert {one.name: [each.born_ns for each in one.living()] for one in housed.streams()} == before
+    for handle in handles.values():
+        verb(handle)(10.0)
+    exemplars = handles["histogram"].exemplars
+    assert [each and each.value for each in exemplars.read()] == [0.25, 1.5, None, 10.0]
+    assert housed.ledger.holds(exemplars.place)
+    found = in_the_file(path_of(housed))
+    assert found["counter"] == found["updown"] == [[13.5]]
+    assert found["histogram"] == [[2.0, 2.0, 0.0, 1.0, 13.5]]
+    assert [cells[0] for cells in found["gauge"]] == [10.0]
+    assert found["full"] == [[1.0], [4.0]]
+    unused.add(1)
+    assert in_the_file(path_of(housed))["counter"] == [[13.5], [1.0]]
+
+
+def test_settling_moves_nothing_that_is_where_it_belongs(housed: MeterProvider):
+    """Putting in order again and again changes nothing in a file that is well."""
+    for kind in KINDS:
+        verb(create(housed, kind))(1)
+    before, places = path_of(housed).read_bytes(), [each.place for one in housed.streams() for each in one.living()]
+    for _ in range(3):
+        housed.settle()
+    assert path_of(housed).read_bytes() == before
+    assert [each.place for one in housed.streams() for each in one.living()] == places
+
+
+def test_what_finds_no_room_stays_until_there_is_some(housed: MeterProvider, monkeypatch: pytest.MonkeyPatch):
+    """Of what is to move, what does not fit any more stays as it was, again and again, without taking more memory."""
+    wide = housed.get_meter("m").create_histogram("wide", explicit_bucket_boundaries_advisory=range(3000))
+    handles = [wide.bind({"n": number}) for number in range(4)]
+    for handle in handles:
+        handle.record(1.0)
+    lose_file(housed)
+    reserve, rooms = os.posix_fallocate, [1]
+
+    def nearly_full(file: int, offset: int, length: int) -> None:
+        if not rooms[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        rooms[0] -= 1
+        reserve(file, offset, length)
+
+    monkeypatch.setattr(os, "posix_fallocate", nearly_full)
+    housed.settle()
+    private = [housed.ledger.is_private(handle.place) for handle in handles]
+    assert private == [False, True, True, True]
+    sizes = set()
+    for _ in range(3):
+        for handle in handles:
+            handle.record(1.0)
+        housed.settle()
+        sizes.add(housed.ledger.total_bytes)
+    assert len(sizes) == 1
+    rooms[0] = 100
+    housed.settle()
+    assert [housed.ledger.holds(handle.exemplars.place) for handle in handles] == [True] * 4
+    assert [cells[-1] for cells in in_the_file(path_of(housed))["wide"]] == [4.0] * 4
+
+
+def test_who_leaves_others_begins_at_nothing(open_provider: OpenProvider, tmp_path: Path, recording: str):
+    """The numbers stay with the others, once; handles go on from nothing, and come back with what came since."""
+    other = open_provider(ledger=Ledger(Group("house", tmp_path)))
+    create(other, "counter").add(1)
+    provider = open_provider(ledger=Ledger(Group("house", tmp_path)))
+    handles = {kind: create(provider, kind).bind({"a": "b"}) for kind in KINDS}
+    for handle in handles.values():
+        verb(handle)(1.5)
+    left = path_of(provider)
+    provider.leave()
+    assert [each for one in provider.streams() for each in one.living()] == []
+    before = left.read_bytes()
+    for handle in handles.values():
+        verb(handle)(0.25)
+    provider.settle()
+    assert provider.ledger.path is None
+    assert left.read_bytes() == before
+    provider.ledger.rejoin()
+    provider.settle()
+    for path, value in ((left, 1.5), (path_of(provider), 0.25)):
+        found = in_the_file(path)
+        assert found["counter"] == found["updown"] == [[value]]
+        assert [cells[0] for cells in found["gauge"]] == [value]
+        assert [cells[-1] for cells in found["histogram"]] == [value]
+    assert len(Group("house", tmp_path).ledgers()) == 3
+
+
+def test_what_lay_in_private_memory_stays_with_who_leaves(open_provider: OpenProvider, tmp_path: Path):
+    """What no file had, and so nobody else has, is not dropped: it comes back with the worker."""
+    other = open_provider(ledger=Ledger(Group("house", tmp_path)))
+    create(other, "counter").add(1)
+    group = Group("house", tmp_path)
+    provider = open_provider(ledger=Ledger(group))
+    counter = create(provider, "counter")
+    counter.add(1, {"where": "file"})
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "posix_fallocate", lambda *_: fail(errno.ENOSPC))
+        wide = provider.get_meter("m").create_histogram("wide", explicit_bucket_boundaries_advisory=range(9000))
+        wide.record(4.0)
+    provider.leave()
+    provider.ledger.rejoin()
+    provider.settle()
+    counter.add(2, {"where": "file"})
+    found = in_the_file(path_of(provider))
+    assert (found["counter"], [cells[-1] for cells in found["wide"]]) == ([[2.0]], [4.0])
+
+
+def fail(number: int) -> None:
+    """Fail as the system does."""
+    raise OSError(number, os.strerror(number))
+
+
+def test_metrics_that_come_and_go_take_no_more_and_more_room(housed: MeterProvider, monkeypatch: pytest.MonkeyPatch):
+    """Series that are made and forgotten again, exemplars too, use the places of those before."""
+    monkeypatch.setattr(ledger_module, "_REST_S", 0.0)
+    counter, histogram = create(housed, "counter"), create(housed, "histogram")
+    kept = counter.bind({"kept": True})
+    for number in range(1500):
+        kept.add(1)
+        counter.add(1, {"number": number})
+        histogram.record(1.0, {"number": number})
+        counter.forget({"number": number})
+        histogram.forget({"number": number})
+    assert housed.ledger.total_bytes == ledger_module.SEGMENT_BYTES
+    assert in_the_file(path_of(housed)) == {"counter": [[1500.0]]}
+
+
+def test_a_full_ledger_overflows_and_says_so_once(
+    open_provider: OpenProvider, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """Past its bytes further series of a metric are one, which is said once a metric; those that are there go on."""
+    ledger = Ledger(Folder(lambda: tmp_path), max_bytes=30_000)
+    provider = open_provider(ledger=ledger)
+    counter = create(provider, "counter")
+    for _ in range(2):
+        for number in range(1000):
+            counter.add(1, {"number": number})
+    found = next(one for one in provider.streams() if one.name == "counter")
+    *series_, overflow = found.living()
+    assert 0 < len(series_) < 1000
+    assert [each.read() for each in series_] == [[2.0]] * len(series_)
+    assert overflow.read() == [2.0 * (1000 - len(series_))]
+    assert ledger.total_bytes == ledger_module.SEGMENT_BYTES
+    told = [record.getMessage() for record in caplog.records if "OTEL_MLOPS_MAX_LEDGER_BYTES" in record.getMessage()]
+    assert len(told) == 1
+    assert told[0].startswith("counter: this worker's series take")
+    ((attributes, count),) = provider.totals(OVERFLOW)
+    assert (dict(attributes), count) == ({"metric": "counter"}, overflow.read()[0])
+
+
+def moving_to_and_fro(provider: MeterProvider, until: threading.Event) -> int:
+    """Move everything, again and again, until told to stop; how often."""
+    for count in itertools.count():
+        if until.is_set() and count > 20:
+            return count
+        (lose_file if count % 2 else come_back)(provider)
+        provider.settle()
+    raise AssertionError
+
+
+@pytest.mark.stress
+def test_nothing_is_lost_while_numbers_move(housed: MeterProvider, recording: str, impatient: None):
+    """Four threads add to handles of all kinds while everything moves from file to file: the totals are exact."""
+    counter, updown, histogram, gauge = (create(housed, kind) for kind in ("counter", "updown", "histogram", "gauge"))
+    handles = [each.bind({"a": "b"}) for each in (counter, updown, histogram)]
+    done, each = threading.Event(), 20_000
+    moves: list[int] = []
+    gauge.set(0.0)
+
+    def work(number: int) -> None:
+        many, value = histogram.bind({"many": "at once"}), gauge.bind({"thread": number})
+        for round_ in range(each):
+            handles[0].add(1)
+            handles[1].add(0.5)
+            handles[2].record(3.0)
+            value.set(round_)
+            if round_ % 50 == 0:
+                many.record_many([0.5, 1.5, 3.0, 9.0])
+                counter.add(1, {"thread": number, "round": round_ // 1000})
+
+    moving = threading.Thread(target=lambda: moves.append(moving_to_and_fro(housed, done)))
+    moving.start()
+    try:
+        at_once(4, work)
+    finally:
+        done.set()
+        moving.join(60)
+    assert moves
+    assert moves[0] > 20
+    found = in_the_file(path_of(housed))
+    batches = float(4 * each / 50)
+    assert found["counter"][0] == [4.0 * each]
+    assert math.fsum(cells[0] for cells in found["counter"]) == 4 * each + batches
+    assert found["updown"] == [[2.0 * each]]
+    assert sorted(found["histogram"]) == sorted(
+        [[0.0, 0.0, 4.0 * each, 0.0, 12.0 * each], [batches, batches, batches, batches, 14.0 * batches]]
+    )
+    assert sorted(cells[0] for cells in found["gauge"]) == [0.0, *[each - 1.0] * 4]
+
+
+@pytest.mark.stress
+def test_nothing_is_lost_while_a_worker_leaves_and_comes_back(
+    open_provider: OpenProvider, tmp_path: Path, recording: str, impatient: None
+):
+    """What four threads record while their worker leaves others and comes back is, over all files, exact."""
+    other = open_provider(ledger=Ledger(Group("house", tmp_path)))
+    create(other, "counter", "other").add(1)
+    provider = open_provider(ledger=Ledger(Group("house", tmp_path)))
+    counter, histogram = create(provider, "counter").bind(), create(provider, "histogram").bind()
+    done, each = threading.Event(), 10_000
+
+    def work(_: int) -> None:
+        for round_ in range(each):
+            counter.add(1)
+            histogram.record(3.0)
+            if round_ % 50 == 0:
+                histogram.record_many([0.5, 1.5])
+
+    def come_and_go() -> None:
+        for count in itertools.count():
+            if done.is_set() and count > 10:
+                return
+            come_back(provider)
+            provider.settle()
+
+    moving = threading.Thread(target=come_and_go)
+    moving.start()
+    try:
+        at_once(4, work)
+    finally:
+        done.set()
+        moving.join(60)
+    assert not moving.is_alive()
+    files = [in_the_file(path) for path in Group("house", tmp_path).ledgers()]
+    assert len(files) > 10
+    counts = [cells[0] for found in files for cells in found.get("counter", [])]
+    buckets = [cells for found in files for cells in found.get("histogram", [])]
+    batches = 4 * each / 50
+    assert math.fsum(counts) == 4 * each
+    assert [math.fsum(column) for column in zip(*buckets, strict=True)] == [
+        batches, batches, 4.0 * each, 0.0, 12.0 * each + 2.0 * batches,
+    ]  # fmt: skip
+
+
+@needs_timers
+def test_a_signal_handler_may_record_while_numbers_move(housed: MeterProvider, recording: str):
+    """A handler that records anywhere within a move loses nothing and waits for nothing."""
+    counter, histogram, gauge = (create(housed, kind) for kind in ("counter", "histogram", "gauge"))
+    handles = counter.bind(), histogram.bind(), gauge.bind()
+    runs: list[int] = []
+
+    def handle(*_: object) -> None:
+        handles[0].add(1)
+        handles[1].record(3.0)
+        handles[2].set(len(runs))
+        counter.add(1, {"number": len(runs) % 40})
+        runs.append(1)
+
+    before = signal.signal(signal.SIGALRM, handle)
+    try:
+        for number in range(600):
+            signal.setitimer(signal.ITIMER_REAL, 1e-5 * (1 + number % 40))
+            (lose_file if number % 2 else come_back)(housed)
+            housed.settle()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    housed.settle()
+    assert len(runs) >= 50
+    found = in_the_file(path_of(housed))
+    assert found["counter"].count([float(len(runs))]) == 1
+    assert math.fsum(cells[0] for cells in found["counter"]) == 2 * len(runs)
+    assert found["histogram"] == [[0.0, 0.0, float(len(runs)), 0.0, 3.0 * len(runs)]]
+    assert [cells[0] for cells in found["gauge"]] == [len(runs) - 1.0]
+
+
+def test_a_gauge_is_never_half_set(housed: MeterProvider, monkeypatch: pytest.MonkeyPatch):
+    """A move at the worst moment of setting a gauge leaves no new value with an old time."""
+    gauge = create(housed, "gauge").bind()
+    gauge.set(1.0)
+    monotonic = time.monotonic
+
+    def move_first() -> float:
+        monkeypatch.setattr(series.time, "monotonic", monotonic)
+        lose_file(housed)
+        housed.settle()
+        return 12345.0
+
+    monkeypatch.setattr(series.time, "monotonic", move_first)
+    gauge.set(2.0)
+    assert in_the_file(path_of(housed))["gauge"] == [[2.0, 12345.0]]
