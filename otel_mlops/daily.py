@@ -86,6 +86,8 @@ class Daily:
             return []
         today: dict[_Labels, float] = {}
         with self._lock:
+            if self._day < self._today():
+                self.begin_day()  # midnight has just passed, and the sampler is about to say so
             for series, count in self._totals().items():
                 if count < self._at_midnight.get(series, 0.0):
                     # It was forgotten, by whatever way, and has begun anew.

@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from opentelemetry import trace
-from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, Resource
 
 from otel_mlops import metrics as rows
 from otel_mlops.sdk.bounded import call_within
@@ -86,6 +86,7 @@ class Telemetry(Verbs):
             max_series=settings.max_series,
             stale_s=max(3 * settings.monitoring_interval, 15.0),
             disabled=settings.disabled,
+            keeps_instance_id=SERVICE_INSTANCE_ID in settings.resource,
         )
         super().__init__(self.meter_provider)
         self.meter = self.meter_provider.get_meter(settings.service_name, settings.service_version)

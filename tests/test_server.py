@@ -1034,6 +1034,7 @@ def test_it_accepts_on_a_socket_that_it_is_given():
         assert page_server.serving.wait(PATIENCE_S)
         assert page_server.port == listener.getsockname()[1]
         assert page_server.listener is listener
+        assert listener.gettimeout() == 0, "another process may take who comes: accept() must not wait"
         assert request(page_server)[1] == LARGE.body
     finally:
         page_server.stop(PATIENCE_S)

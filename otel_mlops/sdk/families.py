@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from prometheus_client import Metric
@@ -99,7 +99,7 @@ class Family:
     def empty(self) -> None:
         """Let go of the series, not of the text they had."""
         for written in self.written.values():
-            written.series.clear()
+            written.empty()
 
     def put(
         self,
@@ -120,7 +120,7 @@ class Family:
                 return False
             del self.written[key]
             return self.put(key, series, attributes, bounds, worker)
-        written.series.append(series)
+        written.add(series)
         return True
 
     def drop_empty(self) -> bool:
@@ -174,31 +174,43 @@ class Family:
 class Written:
     """One set of labels in a family: the series that have it, and the text they had last time."""
 
-    __slots__ = ("_every", "_text", "_together", "_values", "bounds", "lines", "series")
+    __slots__ = ("_looks", "_seen", "_text", "_together", "_values", "bounds", "lines", "series")
 
     def __init__(self, lines: ValueLine | HistogramLines, bounds: Sequence[float]) -> None:
         self.lines = lines
         self.bounds = bounds
         self.series: list[Any] = []
-        self._values: list[float] = []
-        self._every: list[list[float]] = []
+        self._looks: list[Callable[[], object]] = []
+        self._seen: list[object] = []
         self._together: list[float] = []
+        self._values: list[float] = []
         self._text = b""
+
+    def add(self, series: Any) -> None:
+        """Have one more series with these labels."""
+        self.series.append(series)
+        self._looks.append(getattr(series, "look", series.read))
+
+    def empty(self) -> None:
+        """Let go of the series."""
+        self.series.clear()
+        self._looks.clear()
 
     def read(self, combine: Combine) -> list[float]:
         """The numbers as of now, of all series with these labels together."""
         series = self.series
         if len(series) == 1:
             return series[0].read()  # type: ignore[no-any-return]
-        every = [each.read() for each in series]
-        if every != self._every:
-            # Adding up costs more than reading: only when one of them has changed.
-            self._every, self._together = every, combine(every)
+        seen = [look() for look in self._looks]
+        if seen != self._seen:
+            # Reading and adding up cost more than a look: only when one of them has changed. What comes in between
+            # is on this page, and is seen to have changed at the next.
+            self._seen, self._together = seen, combine([each.read() for each in series])
         return self._together
 
     def write(self, values: list[float], *, openmetrics: bool) -> bytes:
         """The lines with these numbers."""
-        if values != self._values:
+        if values is not self._values and values != self._values:
             self._text = self.lines.write(values).encode("utf-8", "replace")
             self._values = values
         if openmetrics and isinstance(self.lines, HistogramLines):

@@ -25,6 +25,7 @@ class Member:
 
     `on_lead` and `on_lost` are called when this worker begins to lead and when it does not any more, `on_forget`
     with the labels that another worker wants forgotten, `refresh` every `refresh_s` to have callbacks speak.
+    `retires` says whether a leader folds the ledgers of the dead itself.
     """
 
     def __init__(
@@ -138,7 +139,10 @@ class Member:
     def _follow(self) -> None:
         """Forget what another worker was asked to forget."""
         for labels in self._provider.everyone.follow():
-            self._on_forget(labels)
+            try:
+                self._on_forget(labels)
+            except Exception:
+                _logger.exception("%s could not be forgotten", labels)  # it is asked once: those behind it go on
 
     def _tell(self, fault: str) -> None:
         if fault != self._fault:

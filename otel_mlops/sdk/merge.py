@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import add
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
@@ -50,7 +51,9 @@ def _sum(every: Sequence[Cells]) -> Cells:
 
 def _sum_of_buckets(every: Sequence[Cells]) -> Cells:
     # Counts are whole numbers, which any order of adding gets right; the sum of the values is not.
-    total: Cells = [*map(sum, zip(*every, strict=True))]
+    total = [*every[0]]
+    for each in every[1:]:
+        total = [*map(add, total, each)]
     total[-1] = _exact_sum([each[-1] for each in every])
     return total
 

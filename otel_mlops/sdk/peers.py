@@ -6,6 +6,7 @@ import logging
 import mmap
 import os
 import time
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -30,7 +31,7 @@ _FORGIVING_S = 5.0
 class PeerSeries:
     """A series in another worker's ledger."""
 
-    __slots__ = ("_exemplars", "attributes", "born_ns", "cells", "number", "rendered")
+    __slots__ = ("_exemplars", "attributes", "born_ns", "cells", "look", "number", "rendered")
 
     def __init__(self, number: int, attributes: Mapping[str, Any], born_ns: int, cells: memoryview[float]) -> None:
         self.number = number
@@ -38,6 +39,8 @@ class PeerSeries:
         self.attributes = attributes
         self.born_ns = born_ns
         self.cells = cells
+        self.look = cells.tobytes
+        """The cells as they are now, for whoever only asks whether they have changed."""
         self.rendered: str | None = None
         self._exemplars: memoryview[float] | None = None
 
@@ -144,6 +147,8 @@ class Peer:
         """The worker's number; None for the process of the page."""
         # Never the mapping's: this one only asks for the lock.
         self._lock_file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        self.close = weakref.finalize(self, os.close, self._lock_file)
+        """Let go of the file, as happens at the latest when nobody refers to this any more."""
         self._maps: list[memoryview] = []
         self._mapped = 0
         self._known: dict[tuple[int, int, int], Any] = {}
@@ -176,10 +181,6 @@ class Peer:
         if is_dead:
             self.is_alive = False
             self.version += 1
-
-    def close(self) -> None:
-        """Let go of the file."""
-        os.close(self._lock_file)
 
     def _map(self) -> None:
         size = os.fstat(self._lock_file).st_size

@@ -26,6 +26,7 @@ from opentelemetry.sdk.metrics.view import (
     ExplicitBucketHistogramAggregation,
     View,
 )
+from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from otel_mlops.metrics import CATALOGUE, DROPPED, OVERFLOW, Metric
@@ -42,7 +43,6 @@ from otel_mlops.sdk.stream import Stream
 if TYPE_CHECKING:
     from opentelemetry.sdk.metrics import ExemplarFilter
     from opentelemetry.sdk.metrics.export import MetricReader
-    from opentelemetry.sdk.resources import Resource
 
     from otel_mlops.sdk.group import Group
 
@@ -68,7 +68,8 @@ class MeterProvider(sdk.MeterProvider):
 
     `ledger` says where the cells are, private memory by default; `max_series` caps each metric. With a `group`
     the page shows what all of its workers have recorded, and what their callbacks said no longer than
-    `stale_s` ago. The rest is the stock SDK's. Errors: ValueError for a view that cannot be honoured.
+    `stale_s` ago. A forked child gets a `service.instance.id` of its own unless `keeps_instance_id` says that
+    the service was given one. The rest is the stock SDK's. Errors: ValueError for a view that cannot be honoured.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class MeterProvider(sdk.MeterProvider):
         max_series: int = 2000,
         stale_s: float = 15.0,
         disabled: bool | None = None,
+        keeps_instance_id: bool = False,
     ) -> None:
         # What is wrong is said before super(), which registers hooks for the fork and the exit.
         for view in views:
@@ -97,6 +99,7 @@ class MeterProvider(sdk.MeterProvider):
             msg = f"exemplar_filter must be one of the SDK's for {names}, not a {type(exemplar_filter).__name__}"
             raise ValueError(msg)
         self.ledger = ledger or Ledger()
+        self._keeps_instance_id = keeps_instance_id
         self.max_series = max_series
         self._streams: list[Stream] = []
         self._observed = Observed(self._observed_stream)
@@ -331,7 +334,11 @@ class MeterProvider(sdk.MeterProvider):
         for reader in self._metric_readers:
             # The page's reader, whose lock another thread may have held; the stock readers have hooks of their own.
             getattr(reader, "after_fork", lambda: None)()
+        given = self.resource.attributes.get(SERVICE_INSTANCE_ID) if self._keeps_instance_id else None
         super()._handle_fork()
+        if given is not None:
+            self._sdk_config.resource = self.resource.merge(Resource({SERVICE_INSTANCE_ID: given}))
+        self.shared_resource = self.resource
         self._meter_lock = threading.RLock()  # type: ignore[assignment]
 
 

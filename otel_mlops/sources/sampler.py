@@ -103,6 +103,8 @@ class Sampler:
         with self._lifecycle:
             if self._keeper is not None:
                 return
+            # Midnights before the start are nobody's business here: another worker may have minded them.
+            self._day = int(self._wall_clock() // _DAY_S)
             self._stop = threading.Event()
             keeper = threading.Thread(name="otel-mlops-keeper", target=self._keep, args=(self._stop,), daemon=True)
             try:

@@ -52,11 +52,13 @@ class Worker:
         if file is not None:
             os.close(file.lock_file)
         self.group.give_up_lead()
+        self.everyone.after_fork()
 
     def leave(self) -> None:
         """End as a server's worker does."""
         self.provider.shutdown(5_000)
         self.group.give_up_lead()
+        self.everyone.after_fork()
 
     def forget(self, **labels: str) -> None:
         """Forget here, and tell the others."""

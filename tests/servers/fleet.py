@@ -54,7 +54,7 @@ IMPORTS_BY_WORKER = {"gunicorn --preload": 0, "python": 2}
 """How often each worker executes the module, where that is not once: `__mp_main__` and `service` are two."""
 
 SERVICE = """
-    import ctypes, multiprocessing, os, socket, sys, time
+    import ctypes, functools, multiprocessing, os, random, socket, sys, time
 
     from fastapi import FastAPI
     from opentelemetry.metrics import Observation
@@ -69,6 +69,8 @@ SERVICE = """
     amounts = telemetry.meter.create_counter("fleet.amount")
     sizes = telemetry.meter.create_histogram("fleet.size")
     under_way = telemetry.meter.create_up_down_counter("fleet.under.way")
+    starts = telemetry.meter.create_counter("fleet.start.amount")
+    start_sizes = telemetry.meter.create_histogram("fleet.start.size", explicit_bucket_boundaries_advisory=[0.5])
     telemetry.meter.create_observable_gauge("fleet.pid", [lambda _: [Observation(os.getpid())]])
 
     @app.post("/pid")
@@ -76,8 +78,24 @@ SERVICE = """
         time.sleep(0.02)  # the whole worker is busy for a moment, so that the next connection is another's
         return os.getpid()
 
+    @functools.cache
+    def begin(pid):
+        # Sums that stand still from here on: the next page would show it if they came back a digit smaller.
+        for number in range(10):
+            starts.add(random.SystemRandom().random(), {"number": number})
+            start_sizes.record(random.SystemRandom().random(), {"number": number})
+
+    @app.post("/linger")
+    def linger():
+        under_way.add(1)
+        with telemetry.model("fleet", version="lingering").prediction() as prediction:
+            time.sleep(0.2)
+            prediction.values = 1.0
+        under_way.add(-1)
+
     @app.post("/record")
     def record(rows: int, amount: float, version: str):
+        begin(os.getpid())
         under_way.add(1)
         with telemetry.model("fleet", version=version).prediction() as prediction:
             prediction.values = [amount] * rows
@@ -371,9 +389,13 @@ def recording(rows: int, amount: float, version: str = "v1") -> str:
 
 
 class Load:
-    """Requests to the service from a few clients until the block ends: what was sent, what was acknowledged."""
+    """Requests to the service from a few clients until the block ends: what was sent, what was acknowledged.
+
+    Others linger in the service, so that a worker that dies has something under way.
+    """
 
     _CLIENTS = 3
+    _LINGERING = 2
     _REQUESTS_A_LINE = 15
     _PAUSE_S = 0.02
 
@@ -387,6 +409,7 @@ class Load:
         self._fleet = fleet
         self._ending = threading.Event()
         self._clients = [threading.Thread(target=self._run) for _ in range(self._CLIENTS)]
+        self._clients += [threading.Thread(target=self._linger) for _ in range(self._LINGERING)]
 
     def __enter__(self) -> Self:
         for client in self._clients:
@@ -404,6 +427,11 @@ class Load:
                 for _ in range(self._REQUESTS_A_LINE):
                     if self._ending.wait(self._PAUSE_S) or not self._send(line):
                         break
+
+    def _linger(self) -> None:
+        while not self._ending.wait(self._PAUSE_S):
+            with suppress(OSError, HTTPException):  # its worker has died
+                self._fleet.ask("/linger")
 
     def _send(self, line: HTTPConnection) -> bool:
         """Send one request; False if its worker has died."""
