@@ -89,11 +89,9 @@ class Leading:
         self._describe()
 
     def begin(self) -> None:
-        """Begin to lead: here, or in the process of the page as soon as there is one."""
-        if self._page_process is None:
-            self.start()
-        else:
-            self._serve()
+        """Begin to lead: here, until the process of the page goes on with it."""
+        self.start()
+        if self._page_process is not None:
             self._page_process.start()
 
     def end(self, timeout_s: float) -> None:
@@ -102,11 +100,14 @@ class Leading:
         if self._page_process is not None:
             self._page_process.stop(timeout_s / 2)
             self.is_handed_over = False
-        self._end(max(0.1, deadline - time.monotonic()), self.server.stop)
+        self._end(max(0.1, deadline - time.monotonic()), end_server=self.server.stop)
 
     def start(self) -> None:
         """Serve, read and push here; does nothing of that which goes on already."""
-        self._serve()
+        self._share_resource()
+        if "prometheus" in self._settings.metrics_exporter and self._settings.start_server:
+            listener, self._listener = self._listener, None
+            self.server.start(listener)
         self.daily.resume()
         self.sampler.start()
         if "otlp" in self._settings.metrics_exporter and self._push is None:
@@ -115,15 +116,13 @@ class Leading:
             self._push = open_metric_reader(self._settings, on_failure=self._on_export_failure)
             self._provider.add_metric_reader(self._push, of_group=True)
 
-    def _serve(self) -> None:
-        self._share_resource()
-        if "prometheus" in self._settings.metrics_exporter and self._settings.start_server:
-            listener, self._listener = self._listener, None
-            self.server.start(listener)
-
     def _hand_over(self) -> None:
+        """End here what the process of the page goes on with; the page last, so that it is away for a moment only."""
+        self._end(_HAND_OVER_S)
+        self.server.pause(_HAND_OVER_S)
         self.is_handed_over = True
-        self._end(_HAND_OVER_S, self.server.pause)
+        # Two who fold the dead at a time would lose some of them: this waits for one that goes on.
+        self._provider.everyone.retire()
 
     def _take_back(self) -> None:
         self.is_handed_over = False
@@ -140,14 +139,26 @@ class Leading:
             if settings.page_process:
                 _logger.warning("the page has no process of its own: %s", fault)
             return None
-        return PageProcess(settings, self._group, self.server, hand_over=self._hand_over, take_back=self._take_back)
+        return PageProcess(
+            settings,
+            self._group,
+            self.server,
+            sees_all=self._is_seen,
+            hand_over=self._hand_over,
+            take_back=self._take_back,
+        )
 
-    def _end(self, timeout_s: float, end_server: Callable[[float], object]) -> None:
+    def _is_seen(self) -> bool:
+        """Whether other processes see all numbers of this one: none lie in private memory for want of room."""
+        ledger = self._provider.ledger
+        return ledger.path is not None and ledger.fault is None
+
+    def _end(self, timeout_s: float, end_server: Callable[[float], object] | None = None) -> None:
         push, self._push = self._push, None
         deadline = time.monotonic() + timeout_s
         self.sampler.stop(timeout_s / 2)
         left_s = max(0.1, deadline - time.monotonic())
-        calls: list[Callable[[], object]] = [partial(end_server, left_s)]
+        calls: list[Callable[[], object]] = [] if end_server is None else [partial(end_server, left_s)]
         if push is not None:
             # Its end is its last export.
             calls.append(partial(self._provider.remove_metric_reader, push))

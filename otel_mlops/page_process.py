@@ -10,15 +10,18 @@ from __future__ import annotations
 import json
 import logging
 import os
+import select
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from otel_mlops.sdk.bounded import call_within
 from otel_mlops.settings import Settings
 
 if TYPE_CHECKING:
@@ -30,8 +33,16 @@ _logger = logging.getLogger(__name__)
 _START_TIMEOUT_S = 30.0
 _FIRST_REST_S = 1.0
 _LONGEST_REST_S = 60.0
+_BEAT_S = 1.0
+_MOST_SILENCES = 3
+"""After so many beats that did not come the process is frozen, and those who scrape wait for nothing."""
+_FIRST_READING_S = 2.0
+_PR_SET_PDEATHSIG = 1
 
-# It finds what the worker finds, and nothing of the folder that it happens to run in.
+_OF_THE_GROUP = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))
+"""What is sent to all of a service's processes at once: the workers end by it, and their page when they have."""
+
+# Nothing of the environment or of the folder that it happens to run in has a say before the path is the worker's.
 _CODE = (
     "import json, sys; order = json.loads(sys.stdin.readline()); sys.path[:] = order['path']; "
     "from otel_mlops.page_process import serve; serve(order)"
@@ -51,7 +62,8 @@ def why_not() -> str | None:
 class PageProcess:
     """Keeps the process of the page running while its worker leads.
 
-    `hand_over` is called when the process is about to lead, `take_back` when it does not any more.
+    `sees_all` says whether another process sees all numbers of this one, without which there is nothing to hand
+    over. `hand_over` is called when the process is about to lead, `take_back` when it does not any more.
     """
 
     def __init__(
@@ -60,12 +72,14 @@ class PageProcess:
         group: Group,
         server: PageServer,
         *,
+        sees_all: Callable[[], bool],
         hand_over: Callable[[], None],
         take_back: Callable[[], None],
     ) -> None:
         self._settings = settings
         self._group = group
         self._server = server
+        self._sees_all = sees_all
         self._hand_over = hand_over
         self._take_back = take_back
         self._begin()
@@ -74,6 +88,7 @@ class PageProcess:
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._leads = False
         self._reported = False
 
     @property
@@ -102,7 +117,10 @@ class PageProcess:
         thread, self._thread = self._thread, None
         process = self._process
         if process is not None:
-            _tell(process, "end")
+            if self._leads:
+                _tell(process, "end")
+            else:
+                process.kill()
             try:
                 process.wait(timeout_s)
             except subprocess.TimeoutExpired:
@@ -114,88 +132,151 @@ class PageProcess:
     def after_fork(self) -> None:
         """In a forked child: the process is the parent's."""
         process = self._process
-        if process is not None and process.stdin is not None:
-            # It lives as long as somebody holds this end, which must be the parent alone.
-            process.stdin.close()
+        if process is not None:
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    # The process lives as long as somebody holds these ends, which must be the parent alone.
+                    pipe.close()
             process.returncode = 0  # or the end of the child would warn of a process that is not its own
         self._begin()
 
     def _keep(self, stopping: threading.Event) -> None:
         rest_s = _FIRST_REST_S
-        # What is over in a moment, a script or a test, is not worth a process.
-        stopping.wait(_FIRST_REST_S)
-        while not stopping.is_set():
-            if not self._server.serving.wait(_FIRST_REST_S):
-                continue  # the port is taken: there is nothing to hand over yet
-            if self._live(stopping):
-                rest_s = _FIRST_REST_S
-            if stopping.wait(rest_s):
-                return
-            rest_s = min(2 * rest_s, _LONGEST_REST_S)
+        # What is over in a moment, a script or a test, is not worth a process: the rest comes first.
+        while not stopping.wait(rest_s):
+            if not self._server.serving.is_set() or not self._sees_all():
+                continue  # the port is taken, or there is no memory to share: nothing can be handed over yet
+            began = time.monotonic()
+            self._live(stopping)
+            lasted = time.monotonic() - began > _LONGEST_REST_S
+            # One that ends again and again must not keep a processor busy.
+            rest_s = _FIRST_REST_S if lasted else min(2 * rest_s, _LONGEST_REST_S)
 
-    def _live(self, stopping: threading.Event) -> bool:
-        """Run the process until it ends, and say whether it has served."""
-        served = False
+    def _live(self, stopping: threading.Event) -> None:
+        """Run the process until it ends, or is of no use any more."""
+        end = "was not ready in time"
         try:
             with self._open() as process:
                 self._process = process
-                words = iter(process.stdout or ())
-                if next(words, b"") == b"ready\n" and not stopping.is_set():
-                    self._hand_over()
-                    served = True
-                    _tell(process, "go")
-                    self._reported = False
-                for _ in words:
-                    continue  # until it ends
-        except OSError as error:
-            self._report(f"cannot be started: {error}")
+                lead = self._lead()
+                try:
+                    word = _hear(process, _START_TIMEOUT_S)
+                    if word == b"ready\n" and not stopping.is_set():
+                        self._leads = True
+                        self._hand_over()
+                        _tell(process, "go")
+                        end = self._watch(process, lead)
+                    elif word == b"":
+                        end = "has ended before it was ready"
+                finally:
+                    process.kill()
+        except (OSError, ValueError) as error:
+            end = f"cannot be started: {error}"
         finally:
             self._process = None
-        if not stopping.is_set():
-            if served:
-                self._take_back()
-            self._report("has ended; this worker serves the page until another one does")
-        return served
+            led, self._leads = self._leads, False
+            if not stopping.is_set():
+                if led:
+                    self._take_back()
+                self._report(end)
+
+    def _watch(self, process: subprocess.Popen[bytes], lead: tuple[int, int] | None) -> str:
+        """Return why the process does not lead any more, as soon as it does not."""
+        silences = 0
+        while silences < _MOST_SILENCES:
+            word = _hear(process, _BEAT_S)
+            if word == b"":
+                return "has ended"
+            if word is not None:
+                self._reported = False
+            silences = 0 if word is not None else silences + 1
+            if self._lead() != lead or not self._sees_all():
+                return "cannot see the numbers of this worker"
+        return f"has said nothing for {_MOST_SILENCES * _BEAT_S:.0f} s"
+
+    def _lead(self) -> tuple[int, int] | None:
+        """Which file is the lead: another one when somebody has removed the group's folder."""
+        try:
+            status = os.fstat(self._group.lead_file)
+        except OSError:
+            return None
+        return status.st_dev, status.st_ino
 
     def _open(self) -> subprocess.Popen[bytes]:
         listener = self._server.listener
         if listener is None:
             raise OSError("the page's port is not open")
         passed = (listener.fileno(), self._group.lead_file)
-        process = subprocess.Popen(  # noqa: S603  (ourselves)
-            [sys.executable, "-I", "-c", _CODE, "otel-mlops-page", self._settings.service_name],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            pass_fds=passed,
-        )
-        order = {"path": sys.path, "listener": passed[0], "lead": passed[1], "settings": _plain(self._settings)}
+        options = ["-B"] if sys.dont_write_bytecode else []
+        if sys.pycache_prefix is not None:
+            options += ["-X", f"pycache_prefix={sys.pycache_prefix}"]
+        # What this thread blocks the process has blocked from its first instruction on.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_THE_GROUP)
+        try:
+            process = subprocess.Popen(  # noqa: S603  (ourselves)
+                [sys.executable, "-I", *options, "-c", _CODE, "otel-mlops-page", self._settings.service_name],
+                # Without buffers: their locks would be held for ever in a child that is forked at the wrong moment.
+                bufsize=0,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                pass_fds=passed,
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        order = {"path": _path(), "listener": passed[0], "lead": passed[1], "settings": _plain(self._settings)}
         _tell(process, json.dumps(order))
         return process
 
-    def _report(self, what: str) -> None:
+    def _report(self, end: str) -> None:
         if not self._reported:
             self._reported = True
-            _logger.warning("the process of the page %s", what)
+            _logger.warning("the process of the page %s; this worker serves the page until another one does", end)
 
 
 def serve(order: dict[str, Any]) -> None:
     """Be the process of the page: wait for the word, lead until the worker ends or says so."""
-    # Whoever stops the service stops the workers; their page is there until they have ended.
-    for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(ignored, signal.SIG_IGN)
+    _end_with_worker()
     from otel_mlops.telemetry import Telemetry
 
     words = sys.stdin
-    out = os.fdopen(os.dup(1), "wb")
+    out = os.fdopen(os.dup(1), "wb", 0)
     os.dup2(2, 1)  # what anybody prints is no word to the worker
+    for passed in (order["listener"], order["lead"]):
+        os.set_inheritable(passed, False)
     telemetry = Telemetry(Settings(**order["settings"]), lead_file=order["lead"], listener=order["listener"])
+    # Its first page has what the worker's last one had.
+    call_within(_FIRST_READING_S, telemetry.sample)
     _say(out, "ready")
     if words.readline() == "go\n":
         telemetry.start()
+        threading.Thread(target=_beat, args=(out,), name="otel-mlops-beat", daemon=True).start()
         if words.readline() == "end\n":
             telemetry.shutdown()
     # Without a word: the worker is dead. Another one is waiting for the lead and the port.
     os._exit(0)
+
+
+def _end_with_worker() -> None:
+    """Be killed when the worker dies, also while frozen: nobody else could lead."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _beat(out: IO[bytes]) -> None:
+    """Tell the worker again and again that this interpreter runs."""
+    never = threading.Event()
+    while not never.wait(_BEAT_S):
+        _say(out, "here")
+
+
+def _path() -> list[str]:
+    """Where the worker finds modules; the standard library first, whose names files of the service may have."""
+    library = os.path.dirname(os.__file__)  # noqa: PTH120
+    standard = {library, f"{library}/lib-dynload"}
+    entries: list[Any] = sys.path  # a Path among them, of which no import takes notice, is no JSON either
+    return sorted((each for each in entries if isinstance(each, str)), key=lambda each: each not in standard)
 
 
 def _plain(settings: Settings) -> dict[str, Any]:
@@ -204,14 +285,25 @@ def _plain(settings: Settings) -> dict[str, Any]:
     return {name: str(value) if isinstance(value, Path) else value for name, value in chosen.items()}
 
 
+def _hear(process: subprocess.Popen[bytes], timeout_s: float) -> bytes | None:
+    """The next word of the process; empty when it has ended, None if none comes within the time."""
+    words = process.stdout
+    if words is None:
+        return b""
+    arrivals = select.poll()
+    arrivals.register(words, select.POLLIN)
+    return words.readline() if arrivals.poll(timeout_s * 1e3) else None
+
+
 def _tell(process: subprocess.Popen[bytes], word: str) -> None:
     if process.stdin is not None:
         _say(process.stdin, word)
 
 
 def _say(out: IO[bytes], word: str) -> None:
+    left = memoryview(word.encode() + b"\n")
     try:
-        out.write(word.encode() + b"\n")
-        out.flush()
+        while left:
+            left = left[out.write(left) :]
     except OSError as error:
         _logger.debug("nobody listens any more: %s", error)

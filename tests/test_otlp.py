@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,11 +31,13 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.metrics.v1.metrics_pb2 import AggregationTemporality, Metric
 from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult, PeriodicExportingMetricReader
-from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, Resource
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from otel_mlops.metrics import API_REQUESTS, PREDICTION_DURATION
 from otel_mlops.otlp import call_within, open_metric_reader, open_tracer_provider, wire
+from otel_mlops.sdk.group import PUSHED, Group
+from otel_mlops.sdk.ledger import Ledger
 from otel_mlops.sdk.provider import MeterProvider
 from otel_mlops.settings import Settings
 from otel_mlops.testing import fresh_telemetry
@@ -341,6 +344,83 @@ class TestMetrics:
 
         seen = collector.requests.get(timeout=10)
         assert (seen.headers["Content-Encoding"], seen.headers["api-key"]) == ("gzip", "secret")
+
+
+class TestGroup:
+    """What whoever leads pushes for all; the workers are two of one group in this process."""
+
+    @pytest.fixture
+    def open_worker(self, collector: Collector, tmp_path: Path) -> Iterator[Callable[[], MeterProvider]]:
+        group = Group("g", tmp_path)
+        opened = []
+
+        def open_one() -> MeterProvider:
+            reader = open_metric_reader(
+                Settings(metrics_endpoint=collector.url, metric_export_interval_s=3600), on_failure=[].append
+            )
+            group = Group("g", tmp_path)
+            provider = MeterProvider((), RESOURCE, shutdown_on_exit=False, ledger=Ledger(group), group=group)
+            provider.reader = reader
+            provider.kept = group.folder / PUSHED
+            opened.append(provider)
+            return provider
+
+        yield open_one
+        for provider in opened:
+            provider.shutdown(2000)
+        assert not group.folder.exists()
+
+    def lead(self, provider: MeterProvider) -> None:
+        """Push for the group from now on."""
+        provider.add_metric_reader(provider.reader, of_group=True)
+
+    @pytest.mark.parametrize(("preference", "second"), [("cumulative", 5), ("delta", 2), ("lowmemory", 2)])
+    def test_who_leads_next_goes_on(self, collector: Collector, open_worker, monkeypatch, preference, second):
+        """All workers' totals are pushed, or the differences to what the leader before has pushed."""
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", preference)
+        one, two = open_worker(), open_worker()
+        for leader, amount in ((one, 3), (two, 2)):
+            for worker in (one, two):
+                worker.get_meter("m").create_gauge("joined").set(1)
+            two.get_meter("m").create_counter("c").add(amount)
+            self.lead(leader)
+            assert leader.reader.force_flush()
+            leader.remove_metric_reader(leader.reader)
+
+        first, _, next_, _ = [collector.metrics() for _ in range(4)]  # the end of each is an export as well
+        assert [each["c"].sum.data_points[0].as_double for each in (first, next_)] == [3, second]
+        shown = [(each.attributes[0].key, each.attributes[0].value) for each in next_["joined"].gauge.data_points]
+        assert [(key, value.string_value) for key, value in shown] == [("worker", "1"), ("worker", "0")]
+
+    def test_the_differences_of_an_export_are_kept_when_it_has_ended(
+        self, collector: Collector, open_worker, monkeypatch
+    ):
+        """While the Collector holds an export nothing of it is kept: who leads next would push it once more."""
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "delta")
+        collector.answers.append(collector.hold)
+        worker = open_worker()
+        worker.get_meter("m").create_counter("c").add(1)
+        self.lead(worker)
+        assert worker.reader.force_flush(20) is False
+        collector.requests.get(timeout=10)
+        assert not worker.kept.exists()
+
+        collector.released.set()
+        wait_until(worker.kept.exists)
+
+    def test_what_a_failed_export_held_is_not_pushed_by_the_next_leader(
+        self, collector: Collector, open_worker, monkeypatch
+    ):
+        """Differences that the Collector refused are lost, whoever leads then, and not there twice if it took them."""
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "delta")
+        collector.answers.append(answer(400))
+        one, two = open_worker(), open_worker()
+        for worker, amount in ((one, 3), (two, 2)):
+            worker.get_meter("m").create_counter("c").add(amount)
+            self.lead(worker)
+            worker.reader.force_flush()
+
+        assert [collector.metrics()["c"].sum.data_points[0].as_double for _ in range(2)] == [3, 2]
 
 
 class TestTraces:
@@ -879,16 +959,46 @@ class TestContract:
         assert processor._batch_processor._worker_thread.daemon
 
 
-@pytest.mark.parametrize("end", ["stop", "shutdown"])
-def test_what_was_recorded_last_is_pushed_at_the_end(collector: Collector, end: str):
+@pytest.mark.parametrize(
+    ("end", "preference", "second"), [("stop", "cumulative", 2), ("stop", "delta", 1), ("shutdown", "cumulative", None)]
+)
+def test_what_was_recorded_last_is_pushed_at_the_end(
+    collector: Collector, monkeypatch: pytest.MonkeyPatch, end: str, preference: str, second: int | None
+):
     """The end of a service pushes what no interval has pushed yet, and so does its next end after a new start."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", preference)
     with fresh_telemetry(metrics_exporter="otlp", metrics_endpoint=collector.url, traces_endpoint=None) as telemetry:
         telemetry.start()
         telemetry.record_error("ValueError", "/predict")
         getattr(telemetry, end)()
         assert collector.metrics()["errors"].sum.data_points[0].as_double == 1
-        if end == "stop":
+        if second is not None:
             telemetry.start()
             telemetry.record_error("ValueError", "/predict")
             telemetry.stop()
-            assert collector.metrics()["errors"].sum.data_points[0].as_double == 2
+            assert collector.metrics()["errors"].sum.data_points[0].as_double == second
+
+
+def test_one_of_two_workers_pushes_for_both_under_one_name(collector: Collector, tmp_path: Path):
+    """Of a group one pushes, for everybody; the one that leads after it goes by the same `service.instance.id`."""
+    of_group = {"group": "g", "state_dir": tmp_path, "metrics_exporter": "otlp", "metrics_endpoint": collector.url}
+    with fresh_telemetry(**of_group) as one, fresh_telemetry(**of_group) as two:
+        one.start()
+        two.start()
+        for telemetry in (one, two):
+            telemetry.record_error("ValueError", "/predict")
+        one.stop()
+        ends = [collector.requests.get(timeout=10)]
+        wait_until(lambda: two._member.leads)
+        two.stop()
+        ends.append(collector.requests.get(timeout=10))
+
+    assert collector.requests.empty()
+    instances, totals = set(), []
+    for request in ends:
+        (found,) = request.otlp.resource_metrics
+        instances |= {each.value.string_value for each in found.resource.attributes if each.key == SERVICE_INSTANCE_ID}
+        metrics = {metric.name: metric for scope in found.scope_metrics for metric in scope.metrics}
+        totals.append([point.as_double for point in metrics["errors"].sum.data_points])
+    assert len(instances) == 1
+    assert totals == [[2.0], [2.0]]

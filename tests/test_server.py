@@ -428,6 +428,7 @@ def test_the_oldest_idle_connection_makes_room(monkeypatch):
 def test_a_page_that_is_being_made_does_not_make_room(monkeypatch):
     """Requests that are being worked on are finished; further ones wait for them in the kernel, and get no thread."""
     monkeypatch.setattr(connections, "MOST_CONNECTIONS", 2)
+    monkeypatch.setattr(connections, "FRESH_S", PATIENCE_S)
     monkeypatch.setattr(server, "_ROOM_TIMEOUT_S", PATIENCE_S)
     go_on = threading.Event()
 
@@ -603,8 +604,10 @@ def test_a_crowd_from_one_host_displaces_itself(monkeypatch):
         assert everything(lonely).startswith(b"HTTP/1.1 200")
 
 
-def test_a_request_that_has_come_is_not_taken_for_an_idle_client():
-    """With more requests at a time than places nobody who has asked is sent away for another."""
+def test_nobody_who_has_asked_is_sent_away_for_another(monkeypatch):
+    """Of more requests at a time than there are places each is answered."""
+    monkeypatch.setattr(connections, "FRESH_S", PATIENCE_S)
+    monkeypatch.setattr(server, "_ROOM_TIMEOUT_S", PATIENCE_S)
     refused = []
     with (
         serving(on_refused=refused.append) as page_server,
@@ -799,26 +802,19 @@ def test_a_failure_is_shared(caplog):
     assert caplog.text.count("could not be made") == 1
 
 
-def test_nobody_waits_for_ever_for_a_shared_page_that_hangs(monkeypatch):
-    """Who shares a rendering that hangs is told 503 when its time is over."""
-    monkeypatch.setattr(sharing, "PATIENCE_S", 0.3)
-    first_ends, second_ends = ends = [threading.Event(), threading.Event()]
-    waits = iter(ends)
-
-    def page(accept):
-        assert next(waits).wait(PATIENCE_S)
-        return SMALL
-
-    with serving(page) as page_server, ThreadPoolExecutor(3) as scrapers:
-        first = scrapers.submit(request, page_server)
-        wait_for_sharers(page_server, 1)
-        others = [scrapers.submit(request, page_server) for _ in range(2)]
-        wait_for_sharers(page_server, 3)
-        first_ends.set()
-        assert first.result()[0].status == 200
-        eventually(lambda: any(other.done() for other in others))
-        second_ends.set()
-        assert sorted(other.result()[0].status for other in others) == [200, 503]
+def test_nobody_waits_for_ever_for_what_another_begins(monkeypatch):
+    """Who shares a rendering that does not begin, or does not end, is given none when its time is over."""
+    gate = Gate()
+    renderings = sharing.Renderings(gate)
+    with ThreadPoolExecutor(2) as scrapers:
+        first = scrapers.submit(renderings.share, TEXT, None)
+        eventually(lambda: gate.accepts)
+        second = scrapers.submit(renderings.share, TEXT, None)
+        eventually(lambda: renderings._next)
+        monkeypatch.setattr(sharing, "PATIENCE_S", 0.01)
+        assert renderings.share(TEXT, None) is None
+        gate.is_open.set()
+        assert first.result().page is second.result().page is SMALL
 
 
 def test_nobody_waits_for_ever_for_a_page_that_hangs(monkeypatch):

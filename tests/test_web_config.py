@@ -483,6 +483,7 @@ def test_what_is_remembered_is_bounded(monkeypatch):
 
 def test_guessing_takes_one_check_at_a_time_and_keeps_nobody_out(monkeypatch):
     """Of many who guess at a time few wait and the rest are sent away, while who is known goes in without a check."""
+    monkeypatch.setattr(passwords, "CHECK_TIMEOUT_S", 6 * PATIENCE_S)
     counted, door = CountingBcrypt(monkeypatch), Door()
     config = WebConfig(users={b"alice": HASH.encode()})
     assert door.admit(config, [GOOD], "scraper") is None
@@ -502,6 +503,7 @@ def test_guessing_takes_one_check_at_a_time_and_keeps_nobody_out(monkeypatch):
 
 def test_who_guesses_does_not_fill_the_line(monkeypatch):
     """One host has few places in the line, so another's first password is checked among a guesser's many."""
+    monkeypatch.setattr(passwords, "CHECK_TIMEOUT_S", 6 * PATIENCE_S)
     door = Door()
     config = WebConfig(users={b"alice": HASH.encode()})
     go_on, check = threading.Event(), bcrypt.checkpw
@@ -881,11 +883,12 @@ def test_a_look_that_hangs_holds_up_nobody(folder, monkeypatch):
 
 def test_a_forked_child_reads_the_file_too(folder):
     """A child that was forked while a thread looked at the file is not locked out of it."""
-    config = WebConfigFile(write(folder, USERS))
+    page_server = server.PageServer(small, "127.0.0.1", 0, web_config_file=write(folder, USERS))
+    config = page_server._web_config_file
     with config._lock:
         child = os.fork()
         if child == 0:
-            config.after_fork()
+            page_server.after_fork()
             write(folder, "rate_limit: {interval: 0}\n")
             os._exit(0 if config.current().users is None else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

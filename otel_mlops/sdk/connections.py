@@ -18,7 +18,7 @@ MOST_SENDING_BYTES = 64 * 1024 * 1024
 """How many bytes of pages are kept for clients that are still taking them."""
 
 FRESH_S = 0.05
-"""So long after it came a connection does not make room: its request is on the way."""
+"""So long after it came, or began its request, a connection does not make room: the rest is on the way."""
 
 STALLED_S = 0.25
 """A client that has taken nothing of its answer for so long may have to make room."""
@@ -38,7 +38,7 @@ class Connection:
         self.body = b""
         """What is being sent."""
         self.came_s = self.moved_s = time.monotonic()
-        """When it came, and when it last took a part of its answer."""
+        """When it came, or began its request, and when it last took a part of its answer."""
         self.is_ended = False
         """It has made room for another: what fails on it now is no fault of its client."""
 

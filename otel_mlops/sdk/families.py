@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from array import array
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from prometheus_client import Metric
@@ -27,6 +28,9 @@ _SUFFIXES = {
 class Readable(Protocol):
     """What a line is made of: a series, of this worker or of another."""
 
+    cells: Any
+    """A buffer of the numbers, for whoever only asks whether they have changed."""
+
     def read(self) -> list[float]: ...
 
     def read_exemplars(self) -> list[Exemplar | None] | None: ...
@@ -35,14 +39,14 @@ class Readable(Protocol):
 class Fact:
     """A value that does not change."""
 
-    __slots__ = ("_value",)
+    __slots__ = ("cells",)
 
     def __init__(self, value: float) -> None:
-        self._value = value
+        self.cells = array("d", [value])
 
     def read(self) -> list[float]:
         """The value."""
-        return [self._value]
+        return [*self.cells]
 
     def read_exemplars(self) -> None:
         """None."""
@@ -99,7 +103,7 @@ class Family:
     def empty(self) -> None:
         """Let go of the series, not of the text they had."""
         for written in self.written.values():
-            written.empty()
+            written.series.clear()
 
     def put(
         self,
@@ -120,7 +124,7 @@ class Family:
                 return False
             del self.written[key]
             return self.put(key, series, attributes, bounds, worker)
-        written.add(series)
+        written.series.append(series)
         return True
 
     def drop_empty(self) -> bool:
@@ -174,38 +178,28 @@ class Family:
 class Written:
     """One set of labels in a family: the series that have it, and the text they had last time."""
 
-    __slots__ = ("_looks", "_seen", "_text", "_together", "_values", "bounds", "lines", "series")
+    __slots__ = ("_seen", "_text", "_together", "_values", "bounds", "lines", "series")
 
     def __init__(self, lines: ValueLine | HistogramLines, bounds: Sequence[float]) -> None:
         self.lines = lines
         self.bounds = bounds
         self.series: list[Any] = []
-        self._looks: list[Callable[[], object]] = []
-        self._seen: list[object] = []
+        self._seen: bytes | None = None
         self._together: list[float] = []
         self._values: list[float] = []
         self._text = b""
 
-    def add(self, series: Any) -> None:
-        """Have one more series with these labels."""
-        self.series.append(series)
-        self._looks.append(getattr(series, "look", series.read))
-
-    def empty(self) -> None:
-        """Let go of the series."""
-        self.series.clear()
-        self._looks.clear()
-
     def read(self, combine: Combine) -> list[float]:
         """The numbers as of now, of all series with these labels together."""
-        series = self.series
-        if len(series) == 1:
-            return series[0].read()  # type: ignore[no-any-return]
-        seen = [look() for look in self._looks]
-        if seen != self._seen:
+        try:
+            seen = b"".join([each.cells for each in self.series])
+        except TypeError:  # one was forgotten just now and has no cells any more
+            seen = None
+        if seen is None or seen != self._seen:
             # Reading and adding up cost more than a look: only when one of them has changed. What comes in between
             # is on this page, and is seen to have changed at the next.
-            self._seen, self._together = seen, combine([each.read() for each in series])
+            every = [each.read() for each in self.series]
+            self._seen, self._together = seen, every[0] if len(every) == 1 else combine(every)
         return self._together
 
     def write(self, values: list[float], *, openmetrics: bool) -> bytes:

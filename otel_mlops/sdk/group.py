@@ -141,10 +141,8 @@ class Group:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         while True:
             folder = self._make_folder()
-            try:
+            with suppress(FileNotFoundError):  # the last one out has removed the folder meanwhile
                 return os.open(folder / name, flags, 0o600)
-            except FileNotFoundError:
-                continue  # the last one out has removed the folder meanwhile
 
     def _is_current(self, file: int, name: str) -> bool:
         """Whether an open lock is still the one that others find under its name."""
@@ -174,15 +172,12 @@ class Group:
         folder = self.folder
         folder.parent.parent.mkdir(parents=True, exist_ok=True)
         for each in (folder.parent, folder):
-            # It may be there, and be removed again before it is looked at.
             while True:
                 with suppress(FileExistsError):  # then it is checked
                     each.mkdir(mode=0o700)
-                try:
+                with suppress(FileNotFoundError):  # removed again before it was looked at
                     _check_folder(each)
-                except FileNotFoundError:
-                    continue
-                break
+                    break
         return folder
 
     # --- Leading ---------------------------------------------------------------------------------------------

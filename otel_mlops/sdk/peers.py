@@ -31,7 +31,7 @@ _FORGIVING_S = 5.0
 class PeerSeries:
     """A series in another worker's ledger."""
 
-    __slots__ = ("_exemplars", "attributes", "born_ns", "cells", "look", "number", "rendered")
+    __slots__ = ("_exemplars", "attributes", "born_ns", "cells", "number", "rendered")
 
     def __init__(self, number: int, attributes: Mapping[str, Any], born_ns: int, cells: memoryview[float]) -> None:
         self.number = number
@@ -39,8 +39,6 @@ class PeerSeries:
         self.attributes = attributes
         self.born_ns = born_ns
         self.cells = cells
-        self.look = cells.tobytes
-        """The cells as they are now, for whoever only asks whether they have changed."""
         self.rendered: str | None = None
         self._exemplars: memoryview[float] | None = None
 

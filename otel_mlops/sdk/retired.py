@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from array import array
 from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
 from operator import add
@@ -68,7 +69,7 @@ class RetiredSeries:
 class _Reading:
     """One term of a retired series, as a series of the page."""
 
-    __slots__ = ("_cells", "_exemplars", "attributes", "born_ns", "rendered")
+    __slots__ = ("_exemplars", "attributes", "born_ns", "cells", "rendered")
 
     def __init__(
         self,
@@ -80,12 +81,12 @@ class _Reading:
         self.attributes = attributes
         self.born_ns = born_ns
         self.rendered: str | None = None
-        self._cells = cells
+        self.cells = array("d", cells)
         self._exemplars = exemplars
 
     def read(self) -> list[float]:
         """The cells."""
-        return self._cells
+        return [*self.cells]
 
     def read_exemplars(self) -> list[Exemplar | None] | None:
         """The exemplars."""

@@ -72,7 +72,7 @@ class Server(Protocol):
 class _Arriving(io.RawIOBase):
     """What a client sends, until it is too much or takes too long."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._until_s = time.monotonic() + REQUEST_TIMEOUT_S
         self._left = _MOST_REQUEST_BYTES
@@ -88,12 +88,15 @@ class _Arriving(io.RawIOBase):
             raise TooSlowError
         if self._left <= 0:
             raise LineTooLong("request")
-        self._connection.settimeout(left_s)
+        self._connection.socket.settimeout(left_s)
         try:
-            count = self._connection.recv_into(buffer)
+            count = self._connection.socket.recv_into(buffer)
         except TimeoutError as error:
             raise TooSlowError from error
-        if not count and self._left < _MOST_REQUEST_BYTES:
+        if self._left == _MOST_REQUEST_BYTES:
+            # The rest is on the way. Not so with each part, or who sends them one by one would keep its place.
+            self._connection.came_s = time.monotonic()
+        elif not count:
             # http.server would take what has come for all of it.
             raise ConnectionAbortedError("the client left in the middle of its request")
         self._left -= count
@@ -155,7 +158,7 @@ class Scrape(BaseHTTPRequestHandler):
         """Read and write within limits."""
         self.connection = self._from.socket
         self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
-        self.rfile = io.BufferedReader(_Arriving(self.connection))
+        self.rfile = io.BufferedReader(_Arriving(self._from))
         self.wfile = _Departing(self._from)  # type: ignore[assignment]  # it needs no more than to write
 
     def parse_request(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import os
 import time
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -769,7 +770,8 @@ def test_the_living_workers_are_counted(open_worker: OpenWorker, state: Path):
     others = [open_worker() for _ in range(2)]
     for other in others:
         other.meter.create_counter("c").add(1)
-    page = Worker(state, Group("group", state, is_page_process=True))
+    assert mine.group.try_to_lead()
+    page = Worker(state, Group("group", state, inherited_lead=os.dup(mine.group.lead_file)))
     page.meter.create_counter("c").add(1)
     assert [worker.everyone.workers() for worker in (mine, *others, page)] == [3] * 4
     others.pop().die()

@@ -823,8 +823,14 @@ def test_the_place_of_a_forgotten_record_rests(opened: Ledger, monkeypatch: pyte
     assert opened.append(SERIES, ["a description that is longer", 1], [3.0, 4.0]).offset > behind.offset
     again = opened.append(SERIES, ["again", 1], [6.0, 7.0])
     assert (again.segment, again.offset) == (old.segment, old.offset)
-    assert opened.append(SERIES, ["once", 1], [8.0, 9.0]).offset != old.offset
-    assert read_ledger(path_of(opened))[0] == Record(SERIES, ["again", 1], [6.0, 7.0])
+    once = opened.append(SERIES, ["once", 1], [8.0, 9.0])
+    assert once.offset != old.offset
+    for each in (again, once):
+        opened.forget(each)
+    times[0] += 60.0
+    two = [opened.append(SERIES, ["two", number], [6.0, 7.0]).offset for number in range(2)]
+    assert two == [again.offset, once.offset]
+    assert read_ledger(path_of(opened))[0] == Record(SERIES, ["two", 0], [6.0, 7.0])
 
 
 def test_a_place_that_is_forgotten_twice_is_used_once(opened: Ledger, monkeypatch: pytest.MonkeyPatch):

@@ -240,7 +240,7 @@ def test_who_loses_its_folder_leads_again_in_the_next(hire: Callable[..., Worker
 
 
 def test_who_finds_another_leading_stops_to_lead(hire: Callable[..., Worker], tmp_path: Path):
-    """A leader whose lead is another's, after somebody removed the file, is told once that it lost it, and stands by."""
+    """A leader whose lead is another's, its file removed by somebody, is told once that it lost it, and stands by."""
     worker = hire()
     worker.join()
     worker.member.start()

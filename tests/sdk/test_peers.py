@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import mmap
 from collections.abc import Iterator
 from itertools import pairwise
@@ -317,6 +318,7 @@ def test_a_link_is_not_followed(worker: Worker, tmp_path: Path):
 def test_a_reader_gives_everything_back(worker: Worker):
     """Once it is closed and let go of, no descriptor of a peer is left open."""
     worker.meter.create_counter("c").add(1)
+    gc.collect()  # what other tests have left
     before = _open_files()
     peer = Peer(worker.path)
     peer.look()

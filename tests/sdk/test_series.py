@@ -893,6 +893,7 @@ def test_what_finds_no_room_stays_until_there_is_some(housed: MeterProvider, mon
     handles = [wide.bind({"n": number}) for number in range(4)]
     for handle in handles:
         handle.record(1.0)
+    before = [(handle.place, handle.exemplars.place) for handle in handles]
     lose_file(housed)
     reserve, rooms = os.posix_fallocate, [1]
 
@@ -906,6 +907,8 @@ def test_what_finds_no_room_stays_until_there_is_some(housed: MeterProvider, mon
     housed.settle()
     private = [housed.ledger.is_private(handle.place) for handle in handles]
     assert private == [False, True, True, True]
+    assert [(handle.place, handle.exemplars.place) for handle in handles[1:]] == before[1:]
+    assert handles[0].exemplars.place is before[0][1]
     sizes = set()
     for _ in range(3):
         for handle in handles:
