@@ -174,21 +174,24 @@ class Telemetry(Verbs):
         self._leading.sampler.sample()
 
     def forget(self, **labels: str) -> int:
-        """Remove the series that carry all of these labels (`model_version="v1"`) and return how many.
+        """Remove the series that carry all of these labels (`model_version="v1"`) in every worker of the group.
+
+        Returns how many this worker had.
 
         Errors:  ValueError without a label, which would remove everything.
         """
         if not labels:
             raise ValueError("forget() is given no label, expected at least one, as in forget(model_version='v1')")
+        gone = self._forget_here(labels)
         if self._group is not None and self.meter_provider.ledger.path is not None:
             try:
                 self._group.tell_to_forget(labels)
             except OSError as error:
                 _logger.warning("the other workers were not told to forget %s: %s", labels, error)
-            else:
-                # What others were asked to forget before comes first; ours is the last of it.
-                return [self._forget_here(each) for each in self.meter_provider.everyone.follow()][-1]
-        return self._forget_here(labels)
+            # At once, not with the next look: what comes after this call is not to be forgotten.
+            for each in self.meter_provider.everyone.follow():
+                self._forget_here(each)
+        return gone
 
     def _forget_here(self, labels: Mapping[str, str]) -> int:
         gone = self.meter_provider.forget(labels)

@@ -28,7 +28,7 @@ DOWNWARD = {
     "verbs": {"metrics", "model", "numbers", "sdk"},
     "web": {"metrics", "numbers", "sdk"},
 }
-DOWNWARD["leading"] = {"daily", "metrics", "otlp", "sdk", "settings", "sources"}
+DOWNWARD["leading"] = {"daily", "metrics", "otlp", "page_process", "sdk", "settings", "sources"}
 DOWNWARD["page_process"] = {"sdk", "settings", "telemetry"}  # the child's side is on top of everything
 DOWNWARD["telemetry"] = set(DOWNWARD) - {"rules"}
 DOWNWARD["configure"] = {"sdk", "settings", "telemetry"}

@@ -247,10 +247,7 @@ class Everyone:
                 if index not in stale and (peer.is_alive or stream.rule in KEEP_THE_DEAD):
                     shares.append(Share(stream, _kept(stream, missed), _worker(stream, peer.label)))
         missed = [labels for forget, labels in self._forgets if forget > self._retired.forgets]
-        for retired in self._retired.streams:
-            left = [each for each in retired.left.values() if not is_gone(retired, each, missed)]
-            shares.append(Share(retired, [reading for each in left for reading in each.readings()], None))
-        return shares
+        return shares + [Share(retired, [*retired.living(missed)], None) for retired in self._retired.streams]
 
     def _label(self) -> str | None:
         return None if self._group is None else self._group.label

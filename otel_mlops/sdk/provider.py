@@ -184,6 +184,7 @@ class MeterProvider(sdk.MeterProvider):
 
     def leave(self) -> None:
         """Leave the group: the numbers stay with it, or with this process if it was the last one."""
+        self.settle()
         self.ledger.leave(self._begin_anew)
 
     def _begin_anew(self) -> None:

@@ -100,9 +100,10 @@ class RetiredStream(PeerStream):
         super().__init__(told)
         self.left: dict[Any, RetiredSeries] = {}
 
-    def living(self) -> Sequence[Any]:
-        """The readings of its series."""
-        return [reading for series in self.left.values() for reading in series.readings()]
+    def living(self, forgotten: Collection[Labels] = ()) -> Sequence[Any]:
+        """The readings of its series, but for those that were forgotten."""
+        kept = [series for series in self.left.values() if not is_gone(self, series, forgotten)]
+        return [reading for series in kept for reading in series.readings()]
 
 
 class Retired:

@@ -32,11 +32,14 @@ from otel_mlops.sdk import peers as peers_module
 from otel_mlops.sdk import retired as retired_module
 from otel_mlops.sdk.everyone import Everyone
 from otel_mlops.sdk.group import RETIRED, Group
+from otel_mlops.sdk.ledger import Ledger
 from otel_mlops.sdk.peers import Peer
 from otel_mlops.sdk.provider import MeterProvider
+from otel_mlops.sdk.records import SERIES, STREAM
 from otel_mlops.sdk.retired import Retired
 from tests.sdk.test_merge import FLOATS, exactly
 from tests.sdk.test_peers import GARBAGE, fail, in_span
+from tests.sdk.test_retired import told
 from tests.sdk.workers import Worker, state_folder
 
 OpenWorker = Callable[..., Worker]
@@ -138,10 +141,11 @@ def test_a_thousand_deaths_leave_a_bounded_number_of_files(state: Path):
     total, sizes = Fraction(0), []
     group = Group("group", state)
     for number in range(1_000):
-        worker = Worker(state, group)
-        amount = 1 / (number + 3)
-        worker.meter.create_counter("c").add(amount, {"k": str(number % 5)})
-        worker.die()
+        # A worker at its barest: one that has described a metric, recorded once and died.
+        ledger, amount = Ledger(group), 1 / (number + 3)
+        ledger.append(STREAM, {"number": 1, **told()}, 0)
+        ledger.append(SERIES, [1, [["k", str(number % 5)]], 1], [amount])
+        ledger._let_go()
         total += Fraction(amount)
         if number % 7 == 0:
             leader.everyone.retire()

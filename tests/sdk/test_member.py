@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from otel_mlops.sdk import group as group_module
 from otel_mlops.sdk import member as member_module
 from otel_mlops.sdk.group import Group
 from otel_mlops.sdk.ledger import Ledger
@@ -74,6 +75,7 @@ class Worker:
 @pytest.fixture(autouse=True)
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything is done soon: what is waited for is that it is done."""
+    monkeypatch.setattr(group_module, "_PATIENCE_S", A_LONG_TIME_S)
     monkeypatch.setattr(member_module, "_LOOK_S", 0.005)
     monkeypatch.setattr(member_module, "_TIDY_S", 0.02)
 

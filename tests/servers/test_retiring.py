@@ -81,15 +81,15 @@ def test_a_leader_killed_at_each_step_of_retiring_loses_nothing(tmp_path: Path, 
     with serve("uvicorn", tmp_path, OTEL_MLOPS_PAGE_PROCESS="False") as fleet, Watch(fleet) as watch:
         recorded = Recorded(fleet)
         for number, moment in enumerate(MOMENTS):
-            for pid in fleet.worker_pids():
+            workers, leader = fleet.worker_pids(), fleet.leader()
+            for pid in workers:
                 recorded.record(pid, len(AMOUNTS) + number)
-            leader = fleet.leader()
-            victim = min(fleet.worker_pids() - {leader})
+            victim = min(workers - {leader})
             order_a_death(tmp_path, moment)
             fleet.kill(victim)
-            until(lambda: (tmp_path / "done").exists())
+            until((tmp_path / "done").exists)
             until(lambda pid=leader: not runs(pid))
-            until(lambda: fleet.listeners())
+            until(fleet.listeners)
             watch.gap_after(watch.good[-1][1])
             assert recorded.is_on_the_page(), moment
             until(lambda: len(ledgers(fleet)) <= fleet.workers)
@@ -98,7 +98,6 @@ def test_a_leader_killed_at_each_step_of_retiring_loses_nothing(tmp_path: Path, 
         left = Retired.load(retired)
         assert {"predictions", "fleet.amount"} <= {stream.name for stream in left.streams}
         assert len(left.names) <= 4
-        fleet.worker_pids()
         assert len(fleet.place.files()) <= fleet.workers + 8
     assert not watch.faults, watch.faults[:20]
 
