@@ -5,13 +5,17 @@ The peers keep no text from one page to the next, so one time stands for all thr
 
 from __future__ import annotations
 
+import atexit
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import Line, Work, race
 from benchmarks.record import BOUNDS
 
 SERIES = 1_000
+WORKERS = 4
 LINES = SERIES * (len(BOUNDS) + 3)
 NAME = "prediction_duration_seconds"
 
@@ -36,19 +40,31 @@ def _change(records: Sequence[Callable[[float], object]]) -> None:
 
 
 class Ours:
-    """Our page over series that are changed between two readings."""
+    """Our page over series that are changed between two readings, in each of so many workers."""
 
-    def __init__(self) -> None:
+    def __init__(self, workers: int = 1) -> None:
+        from otel_mlops.sdk.group import Group
+        from otel_mlops.sdk.ledger import Ledger
         from otel_mlops.sdk.page import PageReader
         from otel_mlops.sdk.provider import MeterProvider
 
         self.reader = PageReader()
-        meter = MeterProvider(metric_readers=[self.reader]).get_meter("bench")
-        bounds = {"explicit_bucket_boundaries_advisory": BOUNDS}
-        histogram = meter.create_histogram("prediction.duration", unit="s", **bounds)
-        self.records = [histogram.bind(attributes(number)).record for number in range(SERIES)]
-        _change(self.records)
+        self._folder = tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None)
+        self._workers: list[list[Callable[[float], object]]] = []
+        for worker in range(workers):
+            group = Group("bench", Path(self._folder.name))
+            readers = [] if worker else [self.reader]
+            provider = MeterProvider(readers, ledger=Ledger(group), group=group)
+            atexit.register(provider.leave)  # before the folder goes
+            bounds = {"explicit_bucket_boundaries_advisory": BOUNDS}
+            histogram = provider.get_meter("bench").create_histogram("prediction.duration", unit="s", **bounds)
+            self._workers.append([histogram.bind(attributes(number)).record for number in range(SERIES)])
+        self._change(SERIES)
         _checked(self.read)
+
+    def _change(self, changed: int) -> None:
+        for records in self._workers:
+            _change(records[:changed])
 
     def read(self) -> bytes:
         """The page, as it is served."""
@@ -57,7 +73,7 @@ class Ours:
 
     def after(self, changed: int) -> Callable[[], Work]:
         """Reading the page after some of its series have changed."""
-        return lambda: Work("read()", {"read": self.read}, before=lambda: _change(self.records[:changed]))
+        return lambda: Work("read()", {"read": self.read}, before=lambda: self._change(changed))
 
 
 def stock() -> Work:
@@ -101,6 +117,7 @@ def lines(*, quick: bool) -> Iterator[Line]:
     try:
         ours = Ours()
         readings = {"all": ours.after(SERIES), "5 %": ours.after(SERIES // 20), "none": ours.after(0)}
+        readings["workers"] = Ours(WORKERS).after(SERIES)
     except Exception as error:  # whatever keeps our page from being read, the table says so and goes on
         reason = f"otel_mlops: {type(error).__name__}: {error}"
     measured = race({**readings, "stock": stock, "client": client}, rounds=3 if quick else 15)
@@ -108,3 +125,5 @@ def lines(*, quick: bool) -> Iterator[Line]:
         what = f"page of {LINES:,} lines, {changed} changed"
         yield measured.line(what, "OpenTelemetry exporter", changed, "stock", target=of_stock, reason=reason)
         yield measured.line(what, "prometheus_client", changed, "client", target=of_client, reason=reason)
+    what = f"page of {LINES:,} lines, {WORKERS} workers"
+    yield measured.line(what, "one worker's page", "workers", "all", target=2.0, reason=reason)

@@ -84,32 +84,46 @@ class Leading:
         self._listener = None if listener is None else socket.socket(fileno=listener)
         self._push: MetricReader | None = None
         self._page_process = self._plan_page_process(stays_here=stays_here)
+        self._has_begun = False
         self.is_handed_over = False
         """Whether the process of the page leads in this one's stead."""
         self._describe()
 
     def begin(self) -> None:
-        """Begin to lead: here, until the process of the page goes on with it."""
-        self.start()
-        if self._page_process is not None:
+        """Begin to lead: here, until the process of the page goes on with it, to which the push is left at once."""
+        self._has_begun = True
+        if self._page_process is None:
+            self.start()
+        else:
+            self._serve_and_read()
             self._page_process.start()
 
     def end(self, timeout_s: float) -> None:
         """End leading within the time, wherever that is done."""
         deadline = time.monotonic() + timeout_s
         if self._page_process is not None:
+            was_here = self._has_begun and not self.is_handed_over
             self._page_process.stop(timeout_s / 2)
             self.is_handed_over = False
+            if was_here:
+                self._start_push()  # it was over before the process of the page came: this is the only export
+        self._has_begun = False
         self._end(max(0.1, deadline - time.monotonic()), end_server=self.server.stop)
 
     def start(self) -> None:
         """Serve, read and push here; does nothing of that which goes on already."""
+        self._serve_and_read()
+        self._start_push()
+
+    def _serve_and_read(self) -> None:
         self._share_resource()
         if "prometheus" in self._settings.metrics_exporter and self._settings.start_server:
             listener, self._listener = self._listener, None
             self.server.start(listener)
         self.daily.resume()
         self.sampler.start()
+
+    def _start_push(self) -> None:
         if "otlp" in self._settings.metrics_exporter and self._push is None:
             from otel_mlops.otlp import open_metric_reader
 
@@ -166,7 +180,7 @@ class Leading:
 
     def after_fork(self) -> None:
         """In a forked child: nothing of the parent's threads, sockets and locks."""
-        self.is_handed_over = False
+        self._has_begun = self.is_handed_over = False
         if self._page_process is not None:
             self._page_process.after_fork()
         self.server.after_fork()

@@ -63,7 +63,8 @@ class PageProcess:
     """Keeps the process of the page running while its worker leads.
 
     `sees_all` says whether another process sees all numbers of this one, without which there is nothing to hand
-    over. `hand_over` is called when the process is about to lead, `take_back` when it does not any more.
+    over. `hand_over` is called when the process is about to lead, `take_back` as often as it turns out that it does
+    not.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class PageProcess:
             thread.start()
         except RuntimeError:
             _logger.exception("the page stays in this process: no thread can be started")
+            self._take_back()
         else:
             self._thread = thread
 
@@ -145,7 +147,8 @@ class PageProcess:
         # What is over in a moment, a script or a test, is not worth a process: the rest comes first.
         while not stopping.wait(rest_s):
             if not self._server.serving.is_set() or not self._sees_all():
-                continue  # the port is taken, or there is no memory to share: nothing can be handed over yet
+                self._take_back()  # the port is taken, or there is no memory to share: nothing to hand over yet
+                continue
             began = time.monotonic()
             self._live(stopping)
             lasted = time.monotonic() - began > _LONGEST_REST_S
@@ -174,10 +177,9 @@ class PageProcess:
             end = f"cannot be started: {error}"
         finally:
             self._process = None
-            led, self._leads = self._leads, False
+            self._leads = False
             if not stopping.is_set():
-                if led:
-                    self._take_back()
+                self._take_back()
                 self._report(end)
 
     def _watch(self, process: subprocess.Popen[bytes], lead: tuple[int, int] | None) -> str:

@@ -19,6 +19,9 @@ import pytest
 from otel_mlops import doctor
 from otel_mlops.doctor import Finding, Report, examine, installed, machine, network
 from otel_mlops.doctor.patience import within
+from otel_mlops.sdk.group import group_of
+from otel_mlops.sdk.ledger import Ledger
+from otel_mlops.sdk.records import STREAM
 from otel_mlops.settings import SETTINGS, Settings
 from otel_mlops.testing import fresh_telemetry
 
@@ -420,6 +423,19 @@ def test_a_port_that_nobody_answers_on_is_taken(taken: int):
     began_s = time.monotonic()
     assert "is taken by" in said(network.check_page(Settings(port=taken)))["fault"]
     assert time.monotonic() - began_s < 10.0
+
+
+def test_a_port_of_the_services_own_workers_is_no_fault(taken: int, tmp_path: Path):
+    """A page that tells nobody its name, behind TLS or a password, is known by the workers that live."""
+    settings = Settings(port=taken, state_dir=tmp_path)
+    group = group_of(settings)
+    assert group is not None
+    ledger = Ledger(group)
+    ledger.append(STREAM, "a worker", 1)
+    told = said(network.check_page(settings))
+    assert told == {"ok": f"127.0.0.1 port {taken} is served by this service, of which 1 workers run"}
+    ledger.close()
+    assert "fault" in said(network.check_page(settings))
 
 
 def test_who_has_a_port_may_be_unknown(taken: int, monkeypatch: pytest.MonkeyPatch):

@@ -492,13 +492,14 @@ def test_guessing_takes_one_check_at_a_time_and_keeps_nobody_out(monkeypatch):
     counted._check = lambda password, hashed: go_on.wait(PATIENCE_S) and check(password, hashed)
     with ThreadPoolExecutor(40) as guessers:
         guesses = [guessers.submit(door.admit, config, [WRONG], f"host{i % 20}") for i in range(40)]
-        eventually(lambda: sum(guess.done() for guess in guesses) == 40 - 1 - passwords.MOST_IN_LINE)
+        eventually(lambda: sum(guess.done() for guess in guesses) >= 40 - 1 - passwords.MOST_IN_LINE)
         assert door.admit(config, [GOOD], "scraper") is None
         go_on.set()
         reasons = [guess.result().reason for guess in guesses]
     assert counted.most_at_a_time == 1
-    assert reasons.count("auth") == 1 + passwords.MOST_IN_LINE
-    assert reasons.count("busy") == 40 - 1 - passwords.MOST_IN_LINE
+    # One is being checked, or rested for, while the line is full.
+    assert passwords.MOST_IN_LINE <= reasons.count("auth") <= 1 + passwords.MOST_IN_LINE
+    assert reasons.count("busy") == 40 - reasons.count("auth")
 
 
 def test_who_guesses_does_not_fill_the_line(monkeypatch):
@@ -510,7 +511,7 @@ def test_who_guesses_does_not_fill_the_line(monkeypatch):
     monkeypatch.setattr(bcrypt, "checkpw", lambda *pair: go_on.wait(PATIENCE_S) and check(*pair))
     with ThreadPoolExecutor(20) as pool:
         guesses = [pool.submit(door.admit, config, [WRONG], "guesser") for _ in range(15)]
-        eventually(lambda: sum(guess.done() for guess in guesses) == 15 - 1 - passwords.MOST_IN_LINE_OF_A_HOST)
+        eventually(lambda: sum(guess.done() for guess in guesses) >= 15 - 1 - passwords.MOST_IN_LINE_OF_A_HOST)
         scraper = pool.submit(door.admit, config, [GOOD], "scraper")
         eventually(lambda: door._passwords._line["scraper"] == 1)
         go_on.set()

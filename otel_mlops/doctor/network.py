@@ -31,10 +31,13 @@ def check_page(settings: Settings) -> Checked:
         yield "ok", f"{host}, on a free port"
     elif (service := served_service(host, port)) is not None:
         yield "ok", f"{where} serves the page of {service}"
-    elif (fault := port_fault(host, port)) is not None:
-        yield "fault", f"{where} {fault}; choose another with OTEL_EXPORTER_PROMETHEUS_PORT"
-    else:
+    elif (fault := port_fault(host, port)) is None:
         yield "ok", f"{where} is free"
+    elif workers := living_workers(settings):
+        # With TLS or a password it tells nobody its name, but its workers are there.
+        yield "ok", f"{where} is served by this service, of which {workers} workers run"
+    else:
+        yield "fault", f"{where} {fault}; choose another with OTEL_EXPORTER_PROMETHEUS_PORT"
     if host in _ANYWHERE:
         yield "note", "the page is open to anybody who reaches this machine: OTEL_EXPORTER_PROMETHEUS_HOST says where"
 
@@ -75,6 +78,15 @@ def served_service(host: str, port: int) -> str | None:
         return None
     name = re.search(r'^target_info\{.*?service_name="([^"]*)"', text, re.MULTILINE)
     return name[1] if name else "a service"
+
+
+def living_workers(settings: Settings) -> int:
+    """How many workers of the service these settings describe live on this machine."""
+    from otel_mlops.sdk.group import group_of
+    from otel_mlops.sdk.ledger import is_alive
+
+    group = group_of(settings)
+    return 0 if group is None else sum(is_alive(path) and not path.name.startswith("page-") for path in group.ledgers())
 
 
 def port_fault(host: str, port: int) -> str | None:

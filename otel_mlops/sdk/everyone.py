@@ -71,7 +71,7 @@ class Everyone:
         self._forgets_at: tuple[int, ...] | None = None
         self._version: Any = None
         self._shares: list[Share] = []
-        self._fault: str | None = None
+        self._faults: dict[str, str] = {}
 
     def shares(self) -> tuple[Any, list[Share]]:
         """What every worker adds, and what changes whenever a series has come or gone."""
@@ -137,9 +137,8 @@ class Everyone:
         if self._group is None:
             return
         with self._lock:
-            self._look()
-            if self._retired_at == _UNKNOWN:
-                return  # it could not be read, and must not be written over
+            if not self._look():
+                return  # what could not be read must not be written over
             dead = [peer for peer in self._peers.values() if not peer.is_alive]
             late = [(number, labels) for number, labels in self._forgets if number > self._retired.forgets]
             try:
@@ -149,9 +148,9 @@ class Everyone:
                     if path.stem in self._retired.names:
                         path.unlink(missing_ok=True)
             except OSError as error:
-                self._tell(f"the numbers of dead workers cannot be put together: {error}; trying again")
+                self._tell("the numbers of dead workers cannot be put together", error)
             else:
-                self._fault = None
+                self._faults.pop("the numbers of dead workers cannot be put together", None)
 
     def after_fork(self) -> None:
         """In a forked child: nothing of what the parent has open."""
@@ -175,11 +174,14 @@ class Everyone:
         for peer in dead:
             self._drop(peer)
 
-    def _look(self) -> None:
-        """See who is there: every number is read once, as a dead worker's ledger or among the retired."""
+    def _look(self) -> bool:
+        """See who is there: every number is read once, as a dead worker's ledger or among the retired.
+
+        False if the folder cannot be read: what was read before stands.
+        """
         group = self._group
         if group is None:
-            return
+            return True
         retired = group.folder / RETIRED
         try:
             while True:
@@ -192,7 +194,10 @@ class Everyone:
                     break
             self._look_at_forgets()
         except OSError as error:
-            self._tell(f"{group.folder} cannot be read: {error}")  # what was read before stands
+            self._tell(f"{group.folder} cannot be read", error)
+            return False
+        self._faults.pop(f"{group.folder} cannot be read", None)
+        return True
 
     def _meet(self, paths: Mapping[str, Path]) -> None:
         """Open the ledgers that are new, let go of those that are gone or folded, and look at all of them."""
@@ -205,7 +210,7 @@ class Everyone:
             try:
                 peer.look()
             except OSError as error:
-                self._tell(f"{peer.path} cannot be read: {error}")
+                self._tell(f"{peer.path} cannot be read", error)
 
     def _look_at_forgets(self) -> None:
         if self._group is not None:
@@ -218,7 +223,7 @@ class Everyone:
         try:
             self._retired = Retired.load(path)
         except ValueError as error:
-            self._tell(f"the numbers of dead workers are lost: {error}")
+            self._tell("the numbers of dead workers are lost", error)
         self._retired_at = mark
 
     def _open(self, path: Path) -> None:
@@ -227,7 +232,7 @@ class Everyone:
         except FileNotFoundError:
             return  # folded or left just now: the next round of looking finds it among the retired
         except OSError as error:
-            self._tell(f"{path} cannot be read: {error}")
+            self._tell(f"{path} cannot be read", error)
 
     def _drop(self, peer: Peer) -> None:
         self._peers.pop(peer.name, None)
@@ -265,11 +270,11 @@ class Everyone:
             )
         )  # fmt: skip
 
-    def _tell(self, fault: str) -> None:
-        """Say a fault once until another comes."""
-        if fault != self._fault:
-            self._fault = fault
-            _logger.warning("group: %s", fault)
+    def _tell(self, what: str, error: Exception) -> None:
+        """Say a fault once, and again when it has another cause: all is tried again at the next look."""
+        if self._faults.get(what) != str(error):
+            self._faults[what] = str(error)
+            _logger.warning("group: %s: %s; trying again", what, error)
 
 
 def _worker(stream: Any, label: str | None) -> str | None:

@@ -222,23 +222,34 @@ class Fleet:
 
     def leader(self) -> int:
         """The worker that leads: it, or a page process that it has started, listens on the page's port."""
-        listeners: set[int] = set()
-        until(lambda: listeners or listeners.update(self.listeners()))
-        lineage = [min(listeners)]
-        with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
-            lineage += [parent.pid for parent in psutil.Process(lineage[0]).parents()]
-        return next((pid for pid, parent in pairwise(lineage) if parent == self.process.pid), lineage[0])
+        found: set[int] = set()
+
+        def is_found() -> bool:
+            for listener in self.listeners():
+                lineage = [listener, *ancestors(listener)]
+                found.update(pid for pid, parent in pairwise(lineage) if parent == self.process.pid)
+            return bool(found)  # else nobody leads just now, or a page process lives on without its worker
+
+        until(is_found)
+        return min(found)
+
+    def waited(self) -> dict[int, float]:
+        """How long, in seconds, each process has waited for a processor; nothing where the system does not say."""
+        waited = {}
+        for process in self.processes():
+            with suppress(OSError):  # it has ended meanwhile
+                threads = Path(f"/proc/{process.pid}/task").glob("*/schedstat")
+                waited[process.pid] = sum(int(each.read_text().split()[1]) for each in threads) / 1e9
+        return waited
 
     def page(self) -> Page:
         """What the page says, from its own port."""
         return Page(fetch(self.place.page_port, TEXT))
 
-    def kill(self, pid: int) -> float:
-        """End a process by SIGKILL, and return when that was."""
-        died = time.monotonic()
+    def kill(self, pid: int) -> None:
+        """End a process by SIGKILL."""
         os.kill(pid, signal.SIGKILL)
         until(lambda: not runs(pid))
-        return died
 
     def kill_all(self) -> None:
         """End everything by SIGKILL, the parent first, which would start others."""
@@ -362,6 +373,14 @@ def runs(pid: int) -> bool:
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
+
+
+def ancestors(pid: int) -> list[int]:
+    """The parent of a process, its parent, and so on; none if it has ended."""
+    try:
+        return [parent.pid for parent in psutil.Process(pid).parents()]
+    except psutil.NoSuchProcess:
+        return []
 
 
 def connects(port: int) -> bool:
@@ -544,6 +563,9 @@ class Watch:
         self.growth = Growth()
         self.good: list[tuple[float, float]] = []
         """When each good scrape began and ended."""
+        self.gaps: list[tuple[float, float]] = []
+        """The longest time without a good scrape in each block of `within`, and how much of it was the machine's."""
+        self._fleet = fleet
         self._port = fleet.place.page_port
         self._stalls: list[tuple[float, float]] = []
         self._ending = threading.Event()
@@ -565,27 +587,31 @@ class Watch:
         for thread in self._threads:
             thread.join()
 
-    def next_good(self, moment: float) -> tuple[float, float] | None:
-        """The first good scrape that began after a moment."""
-        return next((scrape for scrape in self.good if scrape[0] >= moment), None)
+    @contextmanager
+    def within(self, most_s: float) -> Iterator[None]:
+        """Whoever ends in the block, the page is never away for longer than this, in it and right after it."""
+        began, waited = time.monotonic(), self._fleet.waited()
+        yield
+        ended = time.monotonic()
+        until(lambda: self.good[-1][0] >= ended)
+        seen = [scrape for scrape in self.good if scrape[1] > began]
+        last = next(index for index, (begin, _) in enumerate(seen) if begin >= ended)
+        ends = [began, *(end for _, end in seen[: last + 1])]
+        since, back = max(pairwise(ends), key=lambda gap: gap[1] - gap[0])
+        late_s = self.late_s(since, back, waited)
+        self.gaps.append((back - since, late_s))
+        assert back - since - late_s < most_s, f"the page was away for {back - since} s, {late_s} s by the machine"
 
-    def seconds(self, begin: float, end: float) -> float:
-        """The time from one moment to another, without that in which the machine stood still.
+    def late_s(self, since: float, back: float, waited: Mapping[int, float]) -> float:
+        """What the machine has added to the time between two moments, before which the fleet has waited so much.
 
-        That is what a thread of this process that only sleeps was late by: it had neither a processor nor, among
-        the threads here, its turn, and the scraper was no better off.
+        That is what a thread of this process that only sleeps was late by, and for how long the threads of whoever
+        leads now, and of its page process, have stood in line for a processor, by the kernel's account.
         """
-        still = sum(max(0.0, min(end, until_) - max(begin, since)) for since, until_ in list(self._stalls))
-        return end - begin - still
-
-    def gap_after(self, moment: float) -> float:
-        """How long after a moment the page was there again."""
-        until(lambda: self.next_good(moment))
-        return self.seconds(moment, self.next_good(moment)[1])
-
-    def longest_gap(self) -> float:
-        """The longest time from the end of one good scrape to that of the next."""
-        return max((self.seconds(before[1], after[1]) for before, after in pairwise(self.good)), default=0.0)
+        leader, now = self._fleet.leader(), self._fleet.waited()
+        leads = {leader, *(pid for pid in self._fleet.listeners() if leader in ancestors(pid))}
+        stalls = sum(max(0.0, min(end, back) - max(begin, since)) for begin, end in list(self._stalls))
+        return stalls + sum(now.get(pid, 0.0) - waited.get(pid, 0.0) for pid in leads)
 
     def _scrape(self) -> None:
         while not self._ending.is_set():

@@ -27,7 +27,7 @@ SERVICE = """
     telemetry = configure_telemetry(app, max_series=20_000)
     jobs = telemetry.meter.create_counter("jobs")
     for number in range(10_000):
-        jobs.add(1, {"job": f"a job with quite a long name, as they have, number {number}"})
+        jobs.add(1, {"job": f"a job with quite a long name, as jobs in larger companies tend to have, number {number:06}"})
 """
 
 ANSWER_S = 0.5
@@ -173,7 +173,7 @@ def test_who_reads_nothing_keeps_nobody_out(service: Service):
         for _ in range(40):
             client = stack.enter_context(connect(service, receive_bytes=64 * 1024))
             client.sendall(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n")
-        until(lambda: of_process(service, "Threads") >= threads + MOST_CONNECTIONS - 4)
+        until(lambda: of_process(service, "Threads") >= threads + MOST_CONNECTIONS // 2)
         assert best_time_s(service) < ANSWER_S
     settled(service, threads)
 
