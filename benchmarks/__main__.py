@@ -10,13 +10,14 @@ import platform
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks import imports, page, record, request
+from benchmarks import imports, latency, page, record, request
 from benchmarks.measure import Line
 
 TOPICS: dict[str, Callable[..., Iterator[Line]]] = {
     "record": record.lines,
     "page": page.lines,
     "request": request.lines,
+    "latency": latency.lines,
     "imports": imports.lines,
 }
 PACKAGES = (

@@ -166,6 +166,17 @@ def test_a_second_lifespan_beside_others_counts_nothing_twice(join: Join):
         assert page.value("predictions_total", model_version="v2") == 5
 
 
+def test_what_is_in_progress_over_a_second_lifespan_ends_at_zero(join: Join):
+    """A prediction that began before a worker left and ends after it has come back leaves nothing behind."""
+    other, again = join(), join()
+    predict(other)
+    with again.model("housing", "v2").prediction():
+        again.stop()
+        again.start()
+        assert collect(other).value("predictions_in_progress", model_version="v2") == 1
+    assert collect(other).value("predictions_in_progress", model_version="v2") == 0
+
+
 def test_what_one_is_told_to_forget_all_forget(join: Join):
     """The series are gone from every page at once, and what is recorded after that begins at nothing."""
     first, second, third = join(), join(), join()

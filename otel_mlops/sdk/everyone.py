@@ -219,7 +219,6 @@ class Everyone:
                 self._forgets_at, self._forgets = mark, self._group.forgets()
 
     def _load(self, path: Path, mark: tuple[int, ...] | None) -> None:
-        self._retired_at = _UNKNOWN
         try:
             self._retired = Retired.load(path)
         except ValueError as error:

@@ -63,9 +63,10 @@ class Member:
         self._stopping = threading.Event()
         now = time.monotonic()
         self._tidy_at, self._refresh_at = now, now + self._refresh_s
-        self._look()
         if self._group is None:
+            self._look()
             return
+        self._look_safely()
         thread = threading.Thread(target=self._run, args=(self._stopping,), name="otel-mlops-member", daemon=True)
         try:
             thread.start()
@@ -95,12 +96,15 @@ class Member:
 
     def _run(self, stopping: threading.Event) -> None:
         while not stopping.wait(_LOOK_S):
-            try:
-                self._look()
-            except Exception as error:
-                self._tell(repr(error))
-            else:
-                self._fault = None
+            self._look_safely()
+
+    def _look_safely(self) -> None:
+        try:
+            self._look()
+        except Exception as error:
+            self._tell(repr(error))
+        else:
+            self._fault = None
 
     def _look(self) -> None:
         now = time.monotonic()

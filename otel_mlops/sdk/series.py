@@ -106,13 +106,23 @@ class Series:
             if stream.ledger.is_private(new):
                 stream.ledger.forget(new)  # there is no room yet
                 return
-            cells, before, whole = self._shape(new.cells), self.cells, self._whole
-            # In one breath, like a record: what other threads add meanwhile goes to the old cells before, and
-            # to the new ones after.
-            cells[whole] = before[whole]
-            self.cells = cells
-            self.place = new
+            self._swap(new)
             stream.ledger.forget(old)
+
+    def take_along(self) -> None:
+        """Move into private memory, as the worker leaves its group and its file."""
+        stream = self.stream
+        with stream.lock, stream.ledger.lock:
+            if self.place is not None:
+                self._swap(stream.ledger.append(SERIES, self._described(self.born_ns), self.read()))
+
+    def _swap(self, new: Place) -> None:
+        cells, before, whole = self._shape(new.cells), self.cells, self._whole
+        # In one breath, like a record: what other threads add meanwhile goes to the old cells before, and to
+        # the new ones after.
+        cells[whole] = before[whole]
+        self.cells = cells
+        self.place = new
 
     def leave(self) -> None:
         """Give the cells up: nobody reads them any more, and the next record begins at nothing."""

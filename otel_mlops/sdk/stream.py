@@ -15,7 +15,7 @@ from opentelemetry.sdk.metrics._internal._view_instrument_match import _OVERFLOW
 from otel_mlops.metrics import OVERFLOW
 from otel_mlops.sdk.batch import LARGEST
 from otel_mlops.sdk.exemplars import ALWAYS, NEVER, current_context
-from otel_mlops.sdk.merge import rule_of
+from otel_mlops.sdk.merge import KEEP_THE_DEAD, rule_of
 from otel_mlops.sdk.records import STREAM
 from otel_mlops.sdk.series import RECORDING, Series
 
@@ -194,15 +194,19 @@ class Stream:
                     self.version += 1
 
     def begin_anew(self) -> None:
-        """Let every series begin at nothing with its next record, as its numbers stay with the group.
+        """Let every series whose numbers stay with the group begin at nothing with its next record.
 
-        Handles that are held go on; so do numbers in private memory, which nobody else has.
+        Handles that are held go on; so do numbers in private memory, which nobody else has, and those that
+        count for the living only: what is in progress here is so still when this worker comes back.
         """
         self._described = None
         self.version += 1
         for series in self._every():
             if series.place is not None and self.ledger.holds(series.place):
-                series.unbear()
+                if self.rule in KEEP_THE_DEAD:
+                    series.unbear()
+                else:
+                    series.take_along()
 
     def after_fork(self) -> None:
         """Begin at nothing in a forked child, whose ledger is another."""

@@ -180,8 +180,13 @@ CONTRACT: dict[str, Callable[[Any], object]] = {
     "MetricReader._instrument_class_temporality": lambda s: (
         set(s.reader._instrument_class_temporality)
         == {
-            instrument._Counter, instrument._UpDownCounter, instrument._Histogram, instrument._Gauge,
-            instrument._ObservableCounter, instrument._ObservableUpDownCounter, instrument._ObservableGauge,
+            instrument._Counter,
+            instrument._UpDownCounter,
+            instrument._Histogram,
+            instrument._Gauge,
+            instrument._ObservableCounter,
+            instrument._ObservableUpDownCounter,
+            instrument._ObservableGauge,
         }
     ),
     "MetricReader._instrument_class_aggregation": lambda s: isinstance(

@@ -514,11 +514,14 @@ def test_numbers_of_the_dead_that_cannot_be_read_are_not_written_over(
     open_worker: OpenWorker, monkeypatch: pytest.MonkeyPatch
 ):
     """A leader that is short of descriptors folds nobody until it has read what is there."""
-    first, second, third = open_worker(), open_worker(), open_worker()
+    first, second, third, unseen = (open_worker() for _ in range(4))
     first.meter.create_counter("c").add(1)
     second.meter.create_counter("c").add(2)
     third.meter.create_counter("c").add(4)
     first.die()
+    third.page()
+    unseen.meter.create_counter("c").add(8)
+    unseen.die()
     second.everyone.retire()
     second.die()
     with monkeypatch.context() as patched:
@@ -526,8 +529,8 @@ def test_numbers_of_the_dead_that_cannot_be_read_are_not_written_over(
         third.page()
         third.everyone.retire()
     third.everyone.retire()
-    assert third.page() == {"c_total": 7.0}
-    assert open_worker().page() == {"c_total": 7.0}
+    assert third.page() == {"c_total": 15.0}
+    assert open_worker().page() == {"c_total": 15.0}
 
 
 def test_a_ledger_that_could_not_be_mapped_is_not_folded(open_worker: OpenWorker, monkeypatch: pytest.MonkeyPatch):

@@ -22,6 +22,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 from otel_mlops.metrics import MODEL_INFO, MODEL_STATUS
 from otel_mlops.sdk import group_points
 from otel_mlops.sdk.group import PUSHED
+from otel_mlops.sdk.stream import Stream
 from tests.sdk.workers import Worker, state_folder
 
 DELTA, CUMULATIVE = AggregationTemporality.DELTA, AggregationTemporality.CUMULATIVE
@@ -29,17 +30,17 @@ CLASSES = [
     sdk.Counter, sdk.UpDownCounter, sdk.Histogram, sdk._Gauge, sdk.ObservableCounter, sdk.ObservableUpDownCounter,
     sdk.ObservableGauge,
 ]  # fmt: skip
-PREFERRED_BY_OTLP = dict.fromkeys([sdk.Counter, sdk.Histogram, sdk.ObservableCounter], DELTA)
+DIFFERENCES_OF_OTLP = [sdk.Counter, sdk.Histogram, sdk.ObservableCounter]
 """OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE=delta."""
 
 Point = tuple[str, frozenset[tuple[str, Any]]]
 
 
 class Pushing(InMemoryMetricReader):
-    """A reader of the group, on one of its workers."""
+    """A reader of the group, on one of its workers; with `delta` as OTLP's is, unless it says of what."""
 
-    def __init__(self, worker: Worker, *, delta: bool = False) -> None:
-        super().__init__(preferred_temporality=PREFERRED_BY_OTLP if delta else None)
+    def __init__(self, worker: Worker, *, delta: bool = False, of: Any = DIFFERENCES_OF_OTLP) -> None:
+        super().__init__(preferred_temporality=dict.fromkeys(of, DELTA) if delta else None)
         self.worker = worker
         worker.provider.add_metric_reader(self, of_group=True)
 
@@ -190,8 +191,9 @@ def test_what_callbacks_say_is_a_total_to_a_reader_of_differences_as_well(worker
     assert one.page()["process_cpu_time_total"] == 12
 
 
-def test_of_the_states_of_a_model_the_worst_is_told(workers):
-    """A state set says what the worst of the living says."""
+@pytest.mark.parametrize("delta", [False, True])
+def test_of_the_states_of_a_model_the_worst_is_told(workers, delta):
+    """A state set says what the worst of the living says, whoever said something last; every state is there."""
     one, two = workers(), workers()
     states = MODEL_STATUS.values[MODEL_STATUS.page_name]
 
@@ -200,16 +202,15 @@ def test_of_the_states_of_a_model_the_worst_is_told(workers):
             labels = {"model_name": "m", "model_version": "1", MODEL_STATUS.page_name: state}
             worker.provider.instrument(MODEL_STATUS).set(float(state == now), labels)
 
-    def told() -> set[str]:
-        return {dict(labels)[MODEL_STATUS.page_name] for (_, labels), value in reader.values().items() if value}
+    def told() -> dict[str, float]:
+        found = Pushing(one, delta=delta, of=CLASSES).values()
+        return {dict(labels)[MODEL_STATUS.page_name]: value for (_, labels), value in found.items()}
 
-    reader = Pushing(one)
-    be(one, states[-1])
     be(two, states[0])
-    assert told() == {states[0]}
-    assert len(reader.values()) == len(states)
+    be(one, states[-1])
+    assert told() == dict.fromkeys(states, 0.0) | {states[0]: 1.0}
     two.die()
-    assert told() == {states[-1]}
+    assert told() == dict.fromkeys(states, 0.0) | {states[-1]: 1.0}
 
 
 def test_of_the_infos_about_a_model_the_last_is_told(workers):
@@ -244,6 +245,22 @@ def test_of_each_bucket_the_newest_exemplar_is_told_once(workers):
     assert told() == [(0.25, 2), (6.0, 4)]
     record(two, 0.75, 5)
     assert told() == [(0.75, 5)]
+
+
+@pytest.mark.parametrize("of_group", [False, True])
+def test_what_is_forgotten_in_the_middle_of_a_collection_is_left_out(workers, monkeypatch, of_group):
+    """A series that is forgotten after everybody was asked and before it is read is not told as 0."""
+    one = workers()
+    one.meter.create_counter("c").add(1)
+    shares, (stream,) = one.everyone.shares(), one.provider.streams()
+    living = stream.living()
+    stream.forget({})
+    monkeypatch.setattr(one.everyone, "shares", lambda: shares)
+    monkeypatch.setattr(Stream, "living", lambda _: living)
+    reader = InMemoryMetricReader()
+    one.provider.add_metric_reader(reader, of_group=of_group)
+
+    assert reader.get_metrics_data() is None
 
 
 def test_the_resource_is_the_one_that_all_leaders_share(workers):
@@ -294,7 +311,7 @@ def test_without_a_group_it_sees_its_own_process(open_provider):
     """Where a system has no groups, the reader of the group gets what there is."""
     provider = open_provider()
     provider.get_meter("m").create_gauge("g").set(1)
-    reader = InMemoryMetricReader(preferred_temporality=PREFERRED_BY_OTLP)
+    reader = InMemoryMetricReader(preferred_temporality=dict.fromkeys(DIFFERENCES_OF_OTLP, DELTA))
     provider.add_metric_reader(reader, of_group=True)
     provider.get_meter("m").create_counter("c").add(1)
 
@@ -322,10 +339,7 @@ STEPS = st.lists(
 @example([("record", 0, 3), ("push",), ("record", 1, 4), ("die in the export",), ("record", 1, 2), ("push",)])
 @example([("record", 1, 3), ("push",), ("kill another",), ("retire",), ("record", 0, 1), ("lose the lead",)])
 def test_all_differences_together_are_what_was_recorded(steps: list[tuple[Any, ...]]):
-    """Whoever leads, dies and is replaced: nothing is lost, and nothing is told twice but what one export held.
-
-    That one is the export after which the leader died before it had kept what it told.
-    """
+    """Whoever leads and dies, nothing is lost; twice is told what it had not kept yet when it died after an export."""
     recorded, pushed, twice = Tally[str](), Tally[str](), Tally[str]()
 
     def tally(found: dict[Point, Any]) -> Tally[str]:
@@ -408,7 +422,7 @@ def test_what_was_told_is_kept_exactly_and_after_the_export(workers):
     assert values == two.provider.streams()[0].living()[0].read() != [1.0]
 
 
-def test_a_reader_of_totals_keeps_nothing(workers):
+def test_a_reader_of_totals_keeps_nothing(workers, caplog):
     """Totals need no memory: no file is written for them, and none is read."""
     one = workers()
     one.meter.create_counter("c").add(1)
@@ -417,6 +431,9 @@ def test_a_reader_of_totals_keeps_nothing(workers):
         assert reader.push() == {about("c"): 1.0}
 
     assert not (one.group.folder / PUSHED).exists()
+    (one.group.folder / PUSHED).write_text("[]")
+    assert Pushing(one).push() == {about("c"): 1.0}
+    assert not caplog.records
 
 
 def test_what_was_forgotten_begins_at_nothing(workers):
@@ -433,18 +450,56 @@ def test_what_was_forgotten_begins_at_nothing(workers):
     assert reader.push() == {about("c", k="v"): 9.0}
 
 
-def test_a_callback_that_was_silent_is_not_told_anew(workers):
+@pytest.mark.parametrize(("name", "worker"), [("o", {"worker": "0"}), ("process.cpu.time", {})])
+def test_a_callback_that_was_silent_is_not_told_anew(workers, name, worker):
     """What a callback counts goes on after a while without a word; where it counts anew it is told from 0 on."""
     said: list[list[int]] = [[5], [], [7], [3]]
     one = workers()
-    one.meter.create_observable_counter("o", [lambda _: [Observation(each) for each in said[0]]])
+    one.meter.create_observable_counter(name, [lambda _: [Observation(each) for each in said[0]]])
     reader = Pushing(one, delta=True)
     told = []
     while said:
-        told.append(reader.push().get(about("o", worker="0")))
+        told.append(reader.points().get(about(name, **worker)))
         del said[0]
 
-    assert told == [5.0, None, 2.0, 3.0]
+    told.remove(None)
+    assert [each.value for each in told] == [5.0, 2.0, 3.0]
+    assert [each.start_time_unix_nano for each in told[1:]] == [each.time_unix_nano for each in told[:-1]]
+
+
+def test_what_goes_on_is_told_less_what_the_dead_had(workers):
+    """Where differences of an up-down counter are wanted, the end of a worker takes away what it had under way."""
+    one, two = workers(), workers()
+    one.meter.create_up_down_counter("u").add(2)
+    two.meter.create_up_down_counter("u").add(3)
+    reader = Pushing(two, delta=True, of=CLASSES)
+    assert reader.push() == {about("u"): 5.0}
+    one.die()
+    assert reader.push() == {about("u"): -2.0}
+    assert reader.push() == {}
+
+
+def test_what_another_counts_less_of_is_told_from_nothing(workers):
+    """Of what one worker tells for all the next may have counted less: no difference is less than nothing."""
+    one, two = workers(), workers()
+    for worker, times in ((one, 3), (two, 2)):
+        for _ in range(times):
+            worker.meter.create_counter("hw.c").add(1)
+            worker.meter.create_histogram("hw.h", explicit_bucket_boundaries_advisory=[]).record(1)
+    assert Pushing(one, delta=True).push() == {about("hw.c"): 3.0, about("hw.h"): (3, 3.0)}
+    one.die()
+    assert Pushing(two, delta=True).push() == {about("hw.c"): 2.0, about("hw.h"): (2, 2.0)}
+
+
+def test_what_is_recorded_and_what_callbacks_say_may_differ_in_kind(workers):
+    """A reader that wants differences of the one and totals of the other gets both, also of one name."""
+    one = workers()
+    one.meter.create_counter("process.c").add(1, {"by": "hand"})
+    one.meter.create_observable_counter("process.c", [lambda _: [Observation(1, {"by": "callback"})]])
+    reader = Pushing(one, delta=True, of=[sdk.Counter, sdk.Histogram])  # OTLP's "lowmemory"
+
+    assert reader.push() == {about("process.c", by="hand"): 1.0, about("process.c", by="callback"): 1.0}
+    assert reader.push() == {about("process.c", by="callback"): 1.0}
 
 
 def test_what_is_remembered_is_bounded(workers, monkeypatch):
@@ -454,7 +509,7 @@ def test_what_is_remembered_is_bounded(workers, monkeypatch):
     reader = Pushing(one, delta=True)
     for number in range(20):
         one.meter.create_counter("c").add(1, {"n": str(number)})
-        reader.push()
+        assert reader.push() == {about("c", n=str(number)): 1.0}
         one.forget(n=str(number))
         one.meter.create_counter("stays").add(1)
         assert reader.push() == {about("stays"): 1.0}
@@ -523,17 +578,44 @@ def test_an_export_that_ends_after_its_reader_was_removed_is_not_kept(workers):
     assert (one.group.folder / PUSHED).read_text() == kept
 
 
-def test_a_forked_child_has_told_nothing(workers):
-    """In a forked child the reader of the group begins at nothing, as its numbers do."""
+@pytest.mark.parametrize("removed", [False, True])
+def test_a_forked_child_has_told_nothing(workers, removed):
+    """In a forked child the reader of the group begins at nothing, as its numbers do, and what callbacks count."""
+    said = [5]
     one = workers()
     counter = one.meter.create_counter("c")
     counter.add(5)
+    one.meter.create_observable_counter("process.cpu.time", [lambda _: [Observation(said[0])]])
     reader = Pushing(one, delta=True)
-    assert reader.push() == {about("c"): 5.0}
-    one.group.folder.joinpath(PUSHED).unlink()
-    one.path.unlink()
+    assert reader.push() == {about("c"): 5.0, about("process.cpu.time"): 5.0}
+    if removed:
+        one.provider.remove_metric_reader(reader)
+    one.provider.leave()
     one.group.after_fork()
     one.provider._handle_fork()
-    counter.add(3)
+    counter.add(6)
+    said[0] = 6
 
-    assert reader.push() == {about("c"): 3.0}
+    child = Pushing(one, delta=True) if removed else reader
+    assert child.push() == {about("c"): 6.0, about("process.cpu.time"): 6.0}
+
+
+def test_nothing_is_kept_by_who_has_not_joined(workers, caplog):
+    """A worker that the others cannot see, say for lack of room, leaves alone what their leader keeps."""
+    one, two = workers(), workers()
+    two.meter.create_counter("c").add(1)
+
+    assert Pushing(one, delta=True).push() == {about("c"): 1.0}
+    assert not (two.group.folder / PUSHED).exists()
+    assert not caplog.records
+
+
+def test_a_collection_with_nothing_to_tell_is_not_waited_for(workers):
+    """What is never exported, as there was nothing, does not keep what comes after it from being kept."""
+    one = workers()
+    reader = Pushing(one, delta=True)
+    assert reader.values() == {}
+    one.meter.create_counter("c").add(1)
+    reader.push()
+
+    assert (one.group.folder / PUSHED).exists()

@@ -383,6 +383,8 @@ def test_what_fails_is_said_once_and_ends_nothing(
     told = [each for each in caplog.records if each.name == member_module.__name__ and each.levelno >= logging.WARNING]
     assert told
     assert all(each.getMessage().startswith(("the group cannot be looked after", "{'model': 'a'}")) for each in told)
+    second.member.stop(A_LONG_TIME_S)
+    monkeypatch.undo()  # who leaves settles
 
 
 def test_the_same_fault_is_said_once_until_all_is_well(caplog: pytest.LogCaptureFixture, hire: Callable[..., Worker]):

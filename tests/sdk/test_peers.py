@@ -109,6 +109,19 @@ def test_a_ledger_grows_under_a_reader(worker: Worker):
     assert len(seen(peer)) == 1_001
 
 
+def test_the_last_words_of_a_worker_are_read(worker: Worker):
+    """What a worker had written when it was killed, before it could say that there was something new, is found."""
+    counter = worker.meter.create_counter("c")
+    counter.add(1)
+    peer = Peer(worker.path)
+    peer.look()
+    counter.add(2, {"k": "x"})
+    worker.provider.ledger.about[records.GENERATION] -= 1.0
+    assert seen(peer) == {("c",): [1.0]}
+    worker.die()
+    assert seen(peer) == {("c",): [1.0], ("c", ("k", "x")): [2.0]}
+
+
 def test_records_are_found_where_they_take_the_place_of_others(worker: Worker, monkeypatch: pytest.MonkeyPatch):
     """A new metric's series may stand before its description, as it takes the place of a forgotten one's."""
     first = worker.meter.create_counter("a")

@@ -233,6 +233,19 @@ class Fleet:
         until(is_found)
         return min(found)
 
+    def page_process(self) -> int:
+        """The process that has the page of the worker that leads, once it answers in that one's stead."""
+        found: set[int] = set()
+
+        def answers() -> bool:
+            with socket.create_connection(("127.0.0.1", self.place.page_port), timeout=WAIT_S) as client:
+                until(lambda: found.update(self._ends(client.getsockname())) or found)
+            found.discard(self.leader())
+            return bool(found)
+
+        until(answers)
+        return min(found)
+
     def waited(self) -> dict[int, float]:
         """How long, in seconds, each process has waited for a processor; nothing where the system does not say."""
         waited = {}
@@ -265,6 +278,14 @@ class Fleet:
         self.process.terminate()
         self.process.wait(WAIT_S)
         until(lambda: not self.processes())
+
+    def _ends(self, address: tuple[str, int]) -> set[int]:
+        """The processes that have taken the connection from an address."""
+        found = set()
+        for process in self.processes():
+            with suppress(psutil.Error):  # it has ended meanwhile
+                found.update(process.pid for each in process.net_connections("tcp") if each.raddr == address)
+        return found
 
     def _knock(self, keep: int | None = None) -> dict[int, HTTPConnection]:
         """Connections by the workers that took them; with `keep` only that one's, if it took one."""

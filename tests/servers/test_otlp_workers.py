@@ -124,10 +124,7 @@ def test_whoever_leads_pushes_the_totals_of_all(pushes, tmp_path):
 
 
 def test_differences_go_on_through_the_deaths_of_leaders(pushes, tmp_path):
-    """All differences together are what was recorded, but for the last export of a leader that was killed in it.
-
-    Nothing is lost, and what such an export held may be there twice.
-    """
+    """All differences together are what was recorded; the last export of one that was killed may be there twice."""
     with pushing(tmp_path, pushes, "delta") as fleet:
         led: list[Any] = []
         with Load(fleet) as load:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import socket
 import ssl
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from http.client import HTTPException
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 from pathlib import Path
+from typing import Self
 from urllib.request import urlopen
 
 import psutil
@@ -20,7 +23,7 @@ import pytest
 import trustme
 
 from otel_mlops.sdk.text import TEXT
-from tests.servers.fleet import Fleet, Page, Place, Tally, Watch, fetch, place, runs, serve
+from tests.servers.fleet import Fleet, Growth, Page, Place, Tally, fetch, place, runs, serve
 from tests.servers.service import WAIT_S, Service, running, until
 from tests.servers.test_otlp_workers import COUNT, pushes  # noqa: F401  (a fixture)
 
@@ -38,19 +41,52 @@ MOST_FROZEN_S = 5.0
 MOST_STUCK_S = 0.5
 """How long a scrape may take while the worker does not let go of its interpreter."""
 
-KEEPS_UP = "otel_mlops_build_info", "system_memory_total_bytes", "otel_mlops_source_up"
+STANDS_THERE = "otel_mlops_build_info", "system_memory_total_bytes", "otel_mlops_source_up"
 """What every page has, whoever leads."""
 
 
-class Close(Watch):
-    """A watch that looks every 20 ms, and that keeps what failed."""
+class Scrapes:
+    """Scrapes the page every 20 ms until the block ends, and keeps what was good and what failed."""
 
     _PAUSE_S = 0.02
+    _BEAT_S = 0.01
 
-    def __init__(self, fleet: Fleet) -> None:
-        super().__init__(fleet)
+    def __init__(self, page_port: int) -> None:
+        self.good: list[tuple[float, float]] = []
+        """When each good scrape began and ended."""
         self.failed: list[str] = []
         self.incomplete: list[str] = []
+        """What was not on a page, each time."""
+        self.growth = Growth()
+        self._port = page_port
+        self._stalls: list[tuple[float, float]] = []
+        self._ending = threading.Event()
+        self._threads = [threading.Thread(target=self._scrape), threading.Thread(target=self._beat)]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        until(lambda: self.good)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ending.set()
+        for thread in self._threads:
+            thread.join()
+
+    def gap_after(self, moment: float) -> float:
+        """How long after a moment the page was there again."""
+        until(lambda: self.good[-1][0] >= moment)
+        return self.seconds(moment, next(ended for began, ended in self.good if began >= moment))
+
+    def longest_gap(self) -> float:
+        """The longest time from the end of one good scrape to that of the next."""
+        return max(self.seconds(before[1], after[1]) for before, after in pairwise(self.good))
+
+    def seconds(self, began: float, ended: float) -> float:
+        """The time between two moments, without that by which a thread that only sleeps was late: the machine's."""
+        late = sum(max(0.0, min(ended, end) - max(began, begin)) for begin, end in list(self._stalls))
+        return ended - began - late
 
     def _scrape(self) -> None:
         while not self._ending.wait(self._PAUSE_S):
@@ -60,9 +96,17 @@ class Close(Watch):
             except (OSError, HTTPException, ValueError) as error:
                 self.failed.append(repr(error))
                 continue
-            self.good.append((began, time.monotonic()))
             self.growth.look(page.growing(), time.time())
-            self.incomplete += [name for name in KEEPS_UP if not page.of(name)]
+            self.incomplete += [name for name in STANDS_THERE if not page.of(name)]
+            self.good.append((began, time.monotonic()))
+
+    def _beat(self) -> None:
+        due = time.monotonic() + self._BEAT_S
+        while not self._ending.wait(max(0.0, due - time.monotonic())):
+            now = time.monotonic()
+            if now > due + self._BEAT_S:
+                self._stalls.append((due, now))
+            due = now + self._BEAT_S
 
 
 def page_processes(processes: list[psutil.Process]) -> list[psutil.Process]:
@@ -106,7 +150,7 @@ def page_process(fleet: Fleet) -> psutil.Process:
     return leading(fleet.processes, fleet.place.page_port)
 
 
-def check_growth(watch: Watch) -> None:
+def check_growth(watch: Scrapes) -> None:
     """No sample stepped back or went away."""
     assert not watch.growth.faults, watch.growth.faults[:20]
 
@@ -132,11 +176,11 @@ def test_nobody_who_scrapes_sees_who_serves(workers, at, tmp_path):
     with serve("uvicorn", tmp_path, workers=workers, at=at) as fleet:
         tally: Tally = [one for pid in fleet.worker_pids() for one in fleet.record(3, of=pid)]
         first = page_process(fleet)
-        with Close(fleet) as deaths:
+        with Scrapes(fleet.place.page_port) as deaths:
             first.kill()
             until(lambda: not runs(first.pid))
             deaths.gap_after(time.monotonic())
-            with Close(fleet) as hand_over:
+            with Scrapes(fleet.place.page_port) as hand_over:
                 second = page_process(fleet)
                 tally += fleet.record(3)
                 hand_over.gap_after(time.monotonic())
@@ -166,10 +210,11 @@ def test_it_dies_with_its_worker(state, tmp_path):
         process = page_process(fleet)
         worker = process.ppid()
         forked = fleet.ask("/fork", of=worker) if state == "beside a forked child" else None
-        with Close(fleet) as watch:
+        with Scrapes(fleet.place.page_port) as watch:
             if state == "frozen":
                 process.suspend()
-            died = fleet.kill(worker)
+            died = time.monotonic()
+            fleet.kill(worker)
             until(lambda: not runs(process.pid))
             assert watch.seconds(died, time.monotonic()) < MOST_ORPHAN_S
             assert watch.gap_after(died) < MOST_GAP_OF_ANOTHER_S
@@ -186,7 +231,7 @@ def test_one_that_is_frozen_is_replaced(tmp_path):
     """Who scrapes waits for a few seconds, once, and fails at most in what the frozen one had accepted."""
     with serve("uvicorn", tmp_path, workers=1) as fleet:
         process = page_process(fleet)
-        with Close(fleet) as watch:
+        with Scrapes(fleet.place.page_port) as watch:
             process.suspend()
             frozen = time.monotonic()
             until(lambda: not runs(process.pid))
@@ -217,7 +262,8 @@ def test_it_has_nothing_of_the_service_open(tmp_path):
     with serve("uvicorn", tmp_path, workers=3) as fleet:
         process = page_process(fleet)
         mine, others = (
-            {os.readlink(file) for file in Path(f"/proc/{pid}/fd").iterdir()} for pid in (process.pid, process.ppid())
+            {str(file.readlink()) for file in Path(f"/proc/{pid}/fd").iterdir()}
+            for pid in (process.pid, process.ppid())
         )
         assert len([link for link in mine & others if link.startswith("socket:")]) == 1
         assert {each.laddr.port for each in process.net_connections() if each.status == psutil.CONN_LISTEN} == {
@@ -229,7 +275,7 @@ def test_it_has_nothing_of_the_service_open(tmp_path):
 
 
 def test_while_its_worker_is_stuck_it_goes_on(pushes, tmp_path):  # noqa: F811
-    """A worker that holds its interpreter for seconds delays no scrape and no push, and its last numbers stand there."""
+    """A worker that holds its interpreter for seconds delays no scrape and no push, and its last numbers are there."""
     with (
         serve(
             "uvicorn",
@@ -252,7 +298,7 @@ def test_while_its_worker_is_stuck_it_goes_on(pushes, tmp_path):  # noqa: F811
         released, _ = gate.accept()
         with closing(released):
             held, pushed = time.monotonic(), len(pushes())
-            with Close(fleet) as watch:
+            with Scrapes(fleet.place.page_port) as watch:
                 until(lambda: len(pushes()) > pushed + 5 and time.monotonic() > held + 2.0)
                 assert fleet.page().total("fleet_size_count") == len(tally)
             assert holding.is_alive()
@@ -287,6 +333,10 @@ HOSTILE = """
 """
 
 
+SECRET = "s3cr3t-t0ken"
+REFUSED = "do not reach the Collector"
+
+
 @contextmanager
 def alone(code: str, folder: Path, **environment: str) -> Iterator[tuple[Service, Callable[[], psutil.Process]]]:
     """A service of one worker, and what finds the process of its page."""
@@ -306,41 +356,53 @@ def test_what_lies_beside_the_service_does_no_harm(tmp_path):
         assert "was imported" not in service.said()
 
 
-def test_it_comes_when_the_port_is_free_and_tells_no_secret(tmp_path):
-    """Where another program has the port, everything else goes on; a token in a URL is in no command line."""
-    secret = "s3cr3t-t0ken"
-    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
-        port = taken.getsockname()[1]
-        with running(
-            SERVICE,
-            tmp_path,
-            page_port=port,
-            OTEL_METRICS_EXPORTER="prometheus,otlp",
-            OTEL_EXPORTER_OTLP_METRICS_ENDPOINT=f"http://user:{secret}@127.0.0.1:9/v1/metrics",
-            OTEL_METRIC_EXPORT_INTERVAL="100",
-            NO_PROXY="*",
-        ) as service:
-            parent = psutil.Process(service.process.pid)
-            # The worker pushes meanwhile, and says that nobody takes it.
-            until(lambda: re.search("(?i)export|push", service.said()))
-            assert page_processes(parent.children()) == []
-            taken.close()
-            process = leading(parent.children, port)
-            assert not [word for word in process.cmdline() if secret in word]
+class Refusing(BaseHTTPRequestHandler):
+    """A Collector that takes nothing."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(400)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None: ...
 
 
-def test_its_own_words_are_in_the_services_log(tmp_path):
-    """What it logs goes where the service logs."""
-    environment = {
-        "OTEL_METRICS_EXPORTER": "prometheus,otlp",
-        "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "http://127.0.0.1:9/v1/metrics",
-        "OTEL_METRIC_EXPORT_INTERVAL": "100",
-        "NO_PROXY": "*",
-    }
-    with alone(SERVICE, tmp_path, **environment) as (service, process):
-        process()
+@pytest.fixture
+def pushing() -> Iterator[dict[str, str]]:
+    """The environment of a service that pushes ten times a second to who takes nothing."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as collector:
+        threading.Thread(target=collector.serve_forever, daemon=True).start()
+        yield {
+            "OTEL_METRICS_EXPORTER": "prometheus,otlp",
+            "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": f"http://user:{SECRET}@127.0.0.1:{collector.server_port}/v1/metrics",
+            "OTEL_METRIC_EXPORT_INTERVAL": "100",
+            "NO_PROXY": "*",
+        }
+        collector.shutdown()
+
+
+def test_it_comes_when_the_port_is_free(pushing, tmp_path):
+    """Where another program has the port the worker does what else there is to do, until the port is free."""
+    with (
+        closing(socket.create_server(("127.0.0.1", 0))) as taken,
+        running(SERVICE, tmp_path, page_port=taken.getsockname()[1], **pushing) as service,
+    ):
+        parent = psutil.Process(service.process.pid)
+        until(lambda: REFUSED in service.said())
+        assert page_processes(parent.children()) == []
+        taken.close()
+        assert leading(parent.children, service.page_port)
+
+
+def test_its_own_words_are_in_the_services_log_and_no_secret_in_its_command_line(pushing, tmp_path):
+    """What it logs goes where the service logs; whoever lists processes sees no token of a URL."""
+    with alone(SERVICE, tmp_path, **pushing) as (service, process):
+        line = process().cmdline()
+        assert line[0] == sys.executable
+        assert not [word for word in line if SECRET in word]
         # It alone pushes: the worker has left that to it.
-        until(lambda: re.search("(?i)export|push", service.said()))
+        until(lambda: REFUSED in service.said())
 
 
 def test_it_speaks_tls_where_the_service_does(tmp_path):

@@ -90,7 +90,8 @@ def test_a_leader_killed_at_each_step_of_retiring_loses_nothing(tmp_path: Path, 
             until((tmp_path / "done").exists)
             until(lambda pid=leader: not runs(pid))
             until(fleet.listeners)
-            watch.gap_after(watch.good[-1][1])
+            seen = len(watch.good)
+            until(lambda seen=seen: len(watch.good) > seen)
             assert recorded.is_on_the_page(), moment
             until(lambda: len(ledgers(fleet)) <= fleet.workers)
             assert recorded.is_on_the_page(), moment

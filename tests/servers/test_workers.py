@@ -191,9 +191,10 @@ def test_what_one_worker_forgets_is_gone_from_the_page(fleet):
     assert fleet.page().of("predictions_total", model_version="v2")
     before = counted(fleet.page())
 
-    with Watch(fleet) as watch:  # for how long the machine stands still; that series go away is what is asked for
+    # The watch is for how late the machine makes it; that series go away is what is asked for.
+    with Watch(fleet) as watch, closing(fleet.line(of=pids[0])) as line:
         forgotten, waited = time.monotonic(), fleet.waited()
-        fleet.ask("/forget?version=v2", of=pids[0])
+        post(line, "/forget?version=v2")
         until(lambda: not [series for series in fleet.page().samples if ("model_version", "v2") in series[1]])
         gone = time.monotonic()
         assert gone - forgotten - watch.late_s(forgotten, gone, waited) < MOST_GAP_S
@@ -276,6 +277,24 @@ def test_a_forked_child_keeps_neither_port_nor_lead(fleet):
         check_counted(before, fleet.page(), tally, tally)
     finally:
         os.kill(child, signal.SIGKILL)
+
+
+def test_a_page_process_may_die_and_so_may_its_worker(tmp_path):
+    """Where the page has a process of its own, the end of that, of its worker, and of both goes unnoticed."""
+    with (
+        serve("gunicorn --preload", tmp_path, workers=3, OTEL_MLOPS_PAGE_PROCESS="true") as fleet,
+        Watch(fleet) as watch,
+    ):
+        tally = [one for pid in fleet.worker_pids() for one in fleet.record(5, of=pid)]
+        for victims in ("page", "worker", "both"):
+            page, worker = fleet.page_process(), fleet.leader()
+            with watch.within(MOST_GAP_S):
+                for pid in {"page": [page], "worker": [worker], "both": [worker, page]}[victims]:
+                    if runs(pid):
+                        fleet.kill(pid)
+            fleet.worker_pids()
+        check_watch(watch)
+        check_counted([0.0] * len(COUNTED), fleet.page(), tally, tally)
 
 
 @pytest.mark.parametrize("mode", ["uvicorn", "gunicorn --preload", "hypercorn"])
@@ -389,6 +408,8 @@ def test_a_worker_that_holds_its_interpreter_delays_nobody(stuck, page_process, 
     ):
         pids, leader = fleet.worker_pids(), fleet.leader()
         holder = leader if stuck == "leader" else min(pids - {leader})
+        if page_process == "true":
+            fleet.page_process()
         others = pids - {holder}
         tally = fleet.record(5, of=holder)
         with Watch(fleet) as watch:
