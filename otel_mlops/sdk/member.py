@@ -128,8 +128,11 @@ class Member:
             self._on_lost()
 
     def _may_lead(self) -> bool:
-        if self._group is None or self._provider.ledger.path is None:
-            return True  # nobody could find us, so nobody leads us
+        if self._group is None:
+            return True
+        if self._provider.ledger.path is None:
+            # Nobody can find us, so nobody follows us; where there are others one of them speaks for all.
+            return self._provider.everyone.is_alone
         return self._group.try_to_lead()
 
     def _tidy(self) -> None:
