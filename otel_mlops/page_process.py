@@ -163,7 +163,8 @@ class PageProcess:
                 self._process = process
                 lead = self._lead()
                 try:
-                    word = _hear(process, _START_TIMEOUT_S)
+                    # `stop` ends what it finds; what came too late for it is ended here.
+                    word = None if stopping.is_set() else _hear(process, _START_TIMEOUT_S)
                     if word == b"ready\n" and not stopping.is_set():
                         self._leads = True
                         self._hand_over()

@@ -6,6 +6,8 @@ import contextlib
 import json
 import logging
 import os
+import re
+import socket
 import subprocess
 import sys
 import textwrap
@@ -21,8 +23,10 @@ from prometheus_client import CollectorRegistry
 
 from otel_mlops import page_process
 from otel_mlops.page_process import PageProcess, why_not
+from otel_mlops.sdk.group import MIDNIGHT
 from otel_mlops.settings import Settings
 from otel_mlops.telemetry import Telemetry
+from tests.test_otlp import Collector
 
 PATIENCE_S = 20.0
 LOGGER = "otel_mlops.page_process"
@@ -274,7 +278,7 @@ def test_one_that_ends_again_and_again_keeps_no_processor_busy(worker, monkeypat
             return len(rests) > 12
 
     monkeypatch.setattr(page_process, "_FIRST_REST_S", 1.0)
-    monkeypatch.setattr(worker.page, "_live", lambda stopping: None)
+    monkeypatch.setattr(worker.page, "_live", lambda _stopping: None)
     worker.page._keep(Stopping())
     assert rests == [1, 2, 4, 8, 16, 32, 60, 60, 60, 60, 60, 60, 60]
 
@@ -394,3 +398,109 @@ def test_signals_of_the_group_do_not_reach_it(worker):
     worker.page.start()
     eventually(lambda: worker.told)
     assert worker.told == ["hand over"]
+
+
+# --- What its worker does before, meanwhile and after -----------------------------------------------------------
+
+
+@pytest.fixture
+def leader(tmp_path, monkeypatch):
+    """Make a Telemetry that leads as soon as it is started, and whose process does not come."""
+    monkeypatch.setattr(page_process, "_FIRST_REST_S", 3600.0)
+    made = []
+
+    def make(**settings):
+        chosen = {"port": 0, "state_dir": tmp_path / "state", "set_global": False, "monitoring_interval": 0.1}
+        made.append(Telemetry(Settings(**(chosen | settings))))
+        return made[-1]
+
+    yield make
+    for telemetry in made:
+        telemetry.shutdown()
+
+
+def started(telemetry):
+    """The same one, which serves its page."""
+    telemetry.start()
+    assert telemetry._leading.server.serving.wait(PATIENCE_S)
+    return telemetry
+
+
+def stands_there(telemetry, name):
+    """Whether a metric is on the page."""
+    return f"\n{name}".encode() in telemetry.page().body
+
+
+def test_the_sources_are_read_before_it_comes(leader):
+    """A worker that leads has everything on its page at once."""
+    telemetry = started(leader())
+    eventually(lambda: stands_there(telemetry, "system_memory_total_bytes"))
+
+
+def test_the_day_goes_on_before_it_comes(leader):
+    """A worker that leads counts today's predictions from the midnight that the leader before has seen."""
+    telemetry = leader()
+    with telemetry.model("housing", version="1").prediction() as prediction:
+        prediction.values = [0.5] * 7
+    daily = telemetry._leading.daily
+    telemetry._group.keep(MIDNIGHT, {"day": daily._today(), "totals": [(each, 5.0) for each in daily._totals()]})
+    started(telemetry)
+    assert re.search(r"\ndaily_predictions_total{.*} 2", telemetry.page().body.decode())
+
+
+def test_a_service_that_is_over_in_a_moment_has_pushed(leader):
+    """The push is left to the process, but where it never came the worker makes the last export itself."""
+    collector = Collector()
+    try:
+        telemetry = started(leader(metrics_exporter="prometheus,otlp", metrics_endpoint=f"{collector.url}/v1/metrics"))
+        telemetry.meter.create_counter("jobs").add(3)
+        assert telemetry._leading._push is None
+        telemetry.shutdown()
+        assert "jobs" in collector.metrics()
+    finally:
+        collector.close()
+
+
+def test_where_it_does_not_come_the_worker_pushes(leader):
+    """As soon as it turns out that there is no process, the worker does everything itself."""
+    telemetry = started(leader(metrics_exporter="prometheus,otlp", metrics_endpoint="http://127.0.0.1:9"))
+    telemetry._leading._take_back()
+    assert telemetry._leading._push is not None
+    assert telemetry._leading.server.serving.is_set()
+
+
+def test_the_page_is_handed_over_last(leader, monkeypatch):
+    """It is served, with all that the leader says, until everything else has stopped; its port stays open."""
+    telemetry = started(leader())
+    leading = telemetry._leading
+    stop, seen = leading.sampler.stop, []
+
+    def stop_slowly(timeout_s):
+        stop(timeout_s)
+        seen.append(leading.server.serving.is_set())
+        eventually(lambda: stands_there(telemetry, "otel_mlops_workers"))
+
+    monkeypatch.setattr(leading.sampler, "stop", stop_slowly)
+    leading._hand_over()
+    assert seen == [True]
+    assert leading.is_handed_over
+    assert not leading.server.serving.is_set()
+    assert not stands_there(telemetry, "otel_mlops_workers")  # that is for the process to say now
+    with socket.create_connection(("127.0.0.1", leading.server.port)):
+        leading._take_back()
+    assert leading.server.serving.wait(PATIENCE_S)
+    eventually(lambda: stands_there(telemetry, "otel_mlops_workers"))
+
+
+def test_two_never_fold_at_a_time(leader):
+    """The process is not told to lead while its worker folds the numbers of the dead."""
+    leading = started(leader())._leading
+    everyone = leading._provider.everyone
+    handing = threading.Thread(target=leading._hand_over)
+    with everyone._lock:
+        handing.start()
+        eventually(lambda: leading.is_handed_over)
+        handing.join(0.05)
+        assert handing.is_alive()
+    handing.join(PATIENCE_S)
+    assert not handing.is_alive()

@@ -39,7 +39,6 @@ import otel_mlops
 from otel_mlops import configure_telemetry, get_metrics, get_telemetry, initialize_metrics
 from otel_mlops.configure import current
 from otel_mlops.metrics import ERRORS, MODEL_STATES, PREDICTIONS
-from otel_mlops.sdk import page
 from otel_mlops.settings import Settings
 from otel_mlops.telemetry import Telemetry
 from otel_mlops.testing import collect, fresh_telemetry

@@ -260,22 +260,36 @@ def test_who_finds_another_leading_stops_to_lead(hire: Callable[..., Worker], tm
     wait_until(lambda: worker.calls == ["lead", "lost", "lead"])
 
 
-def test_a_worker_whose_ledger_cannot_be_made_leads(hire: Callable[..., Worker], tmp_path: Path):
-    """Nobody finds such a worker, so it shows what it has by itself; when its ledger is made it stands by."""
+def test_a_worker_whose_ledger_cannot_be_made_leads_where_it_is_alone(
+    hire: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch
+):
+    """It shows what it has by itself, and leads on when its ledger is made."""
+    only = hire()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "posix_fallocate", refuse)
+        only.join()
+        only.member.start()
+        assert (only.calls, only.provider.ledger.path) == (["lead"], None)
+    wait_until(lambda: only.provider.ledger.path is not None)
+    wait_until(lambda: only.group is not None and only.group.lead_file >= 0)
+    assert only.calls == ["lead"]
+
+
+def test_a_worker_whose_ledger_cannot_be_made_leads_nobody_else(
+    hire: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch
+):
+    """Where others live one of them speaks for all, and does so once."""
     first = hire()
     first.join()
     first.member.start()
     second = hire()
-    assert second.group is not None
-    (second.group.folder / "stone.ledger").symlink_to(tmp_path / "nowhere")
-    second.join()
-    assert second.provider.ledger.path is None
-    second.member.start()
-    assert second.calls == ["lead"]
-    (second.group.folder / "stone.ledger").unlink()
-    wait_until(lambda: second.calls == ["lead", "lost"])
-    assert second.provider.ledger.path is not None
-    assert first.calls == ["lead"]
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "posix_fallocate", refuse)
+        second.join()
+        second.member.start()
+        assert (second.calls, second.provider.ledger.path) == ([], None)
+    wait_until(lambda: second.provider.ledger.path is not None)
+    assert (first.calls, second.calls) == (["lead"], [])
 
 
 def test_a_leader_sweeps_dead_neighbours_once(hire: Callable[..., Worker], tmp_path: Path):

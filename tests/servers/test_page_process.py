@@ -169,10 +169,7 @@ def at() -> Iterator[Place]:
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_nobody_who_scrapes_sees_who_serves(workers, at, tmp_path):
-    """Before, at and after a hand-over no scrape fails; through deaths of the process no sample steps back.
-
-    At the end of the service no process is left, and no file.
-    """
+    """At a hand-over no scrape fails, when the process dies none steps back, and at the end nothing is left of it."""
     with serve("uvicorn", tmp_path, workers=workers, at=at) as fleet:
         tally: Tally = [one for pid in fleet.worker_pids() for one in fleet.record(3, of=pid)]
         first = page_process(fleet)
