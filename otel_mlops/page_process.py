@@ -157,11 +157,10 @@ class PageProcess:
 
     def _live(self, stopping: threading.Event) -> None:
         """Run the process until it ends, or is of no use any more."""
-        end = "was not ready in time"
+        end, lead = "was not ready in time", self._lead()
         try:
             with self._open() as process:
                 self._process = process
-                lead = self._lead()
                 try:
                     # `stop` ends what it finds; what came too late for it is ended here.
                     word = None if stopping.is_set() else _hear(process, _START_TIMEOUT_S)
@@ -261,9 +260,13 @@ def serve(order: dict[str, Any]) -> None:
 
 def _end_with_worker() -> None:
     """Be killed when the worker dies, also while frozen: nobody else could lead."""
-    if sys.platform == "linux":
+    if sys.platform != "linux":
+        return
+    try:
         import ctypes
-
+    except ImportError as error:  # built without libffi
+        _logger.debug("this process ends when it reads that its worker has died, and not while frozen: %s", error)
+    else:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 

@@ -696,7 +696,8 @@ def test_a_forked_child_starts_at_nothing_and_holds_nothing():
         reading, writing = os.pipe()
         child = os.fork()
         if child == 0:
-            before = {"errors": collect(telemetry).value("errors_total"), "own": telemetry.meter_provider.totals(ERRORS)}
+            own = telemetry.meter_provider.totals(ERRORS)
+            before = {"errors": collect(telemetry).value("errors_total"), "own": own}
             bound.add(1)
             telemetry.record_prediction(1.0, "v1")
             page = collect(telemetry)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.request import urlopen
 
+import psutil
 import pytest
 import trustme
 
@@ -39,11 +40,20 @@ MOST_FURTHER_BYTES = 160 * 1024 * 1024
 """64 MiB of pages for slow readers, what they are made of, and what the allocator keeps of it."""
 
 
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service with a page of more than a megabyte."""
-    with running(SERVICE, tmp_path_factory.mktemp("hostile")) as service:
-        until(lambda: listens(service.page_port))
+@contextmanager
+def attacked(folder: Path, *, page_process: bool, **environment: str) -> Iterator[Service]:
+    """A service with a page of a megabyte, which it serves itself or has a process for."""
+    environment["OTEL_MLOPS_PAGE_PROCESS"] = str(page_process).lower()
+    with running(SERVICE, folder, **environment) as service:
+        until(lambda: listens(service.page_port) and len(processes(service)) == 1 + page_process)
+        threads_at_rest(service)
+        yield service
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["the service's", "a process of its own"])
+def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service whose page is served in plain HTTP."""
+    with attacked(tmp_path_factory.mktemp("hostile"), page_process=request.param) as service:
         yield service
 
 
@@ -65,8 +75,7 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     config.write_text("tls_server_config: {cert_file: both.pem, key_file: both.pem}\n")
     context = ssl.create_default_context()
     authority.configure_trust(context)
-    with running(SERVICE, folder, OTEL_MLOPS_WEB_CONFIG_FILE=str(config)) as service:
-        until(lambda: listens(service.page_port))
+    with attacked(folder, page_process=False, OTEL_MLOPS_WEB_CONFIG_FILE=str(config)) as service:
         yield Secured(service, context)
 
 
@@ -97,45 +106,53 @@ def refused(service: Service, reason: str, context: ssl.SSLContext | None = None
     return float(found[1]) if found else 0.0
 
 
-def of_process(service: Service, name: str) -> int:
-    """A number of /proc/PID/status."""
-    text = Path(f"/proc/{service.process.pid}/status").read_text()
-    found = re.search(rf"^{name}:\s+(\d+)", text, re.MULTILINE)
-    assert found
-    return int(found[1])
+def processes(service: Service) -> list[psutil.Process]:
+    """The service's process, and the page's own where it has one."""
+    process = psutil.Process(service.process.pid)
+    return [process, *process.children()]
+
+
+def threads_of(service: Service) -> int:
+    """How many threads there are."""
+    return sum(process.num_threads() for process in processes(service))
+
+
+def files(service: Service) -> int:
+    """How many files and sockets are open."""
+    return sum(process.num_fds() for process in processes(service))
+
+
+def memory_of(service: Service) -> int:
+    """How much memory is in use, in bytes."""
+    return sum(process.memory_info().rss for process in processes(service))
 
 
 def threads_at_rest(service: Service) -> int:
     """How many threads there are once those of the requests before have ended: as many for half a second."""
-    counts = [of_process(service, "Threads")]
+    counts = [threads_of(service)]
 
     def is_at_rest() -> bool:
-        counts.append(of_process(service, "Threads"))
+        counts.append(threads_of(service))
         return len(set(counts[-10:])) == 1 and len(counts) > 10
 
     until(is_at_rest)
     return counts[-1]
 
 
-def files(service: Service) -> int:
-    """How many files and sockets the service has open."""
-    return len(list(Path(f"/proc/{service.process.pid}/fd").iterdir()))
-
-
 @contextmanager
 def unharmed(service: Service, context: ssl.SSLContext | None = None) -> Iterator[None]:
     """The block attacks: threads, files and memory stay within bounds, and threads and files come back afterwards."""
     scrape(service, context)
-    threads, memory, opened = threads_at_rest(service), of_process(service, "VmRSS"), files(service)
+    threads, memory, opened = threads_at_rest(service), memory_of(service), files(service)
     yield
-    assert of_process(service, "Threads") <= threads + MOST_FURTHER_THREADS
+    assert threads_of(service) <= threads + MOST_FURTHER_THREADS
     assert files(service) <= opened + MOST_FURTHER_THREADS
-    assert (of_process(service, "VmRSS") - memory) * 1024 < MOST_FURTHER_BYTES
+    assert memory_of(service) - memory < MOST_FURTHER_BYTES
 
 
 def settled(service: Service, threads: int) -> None:
     """After an attack the service has no more threads than before it, but for those that its pools keep."""
-    until(lambda: of_process(service, "Threads") <= threads + 2)
+    until(lambda: threads_of(service) <= threads + 2)
 
 
 def connect(service: Service, receive_bytes: int | None = None) -> socket.socket:
@@ -185,7 +202,7 @@ def test_who_reads_nothing_keeps_nobody_out(service: Service):
         for _ in range(40):
             client = stack.enter_context(connect(service, receive_bytes=64 * 1024))
             client.sendall(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n")
-        until(lambda: of_process(service, "Threads") >= threads + MOST_CONNECTIONS // 2)
+        until(lambda: threads_of(service) >= threads + MOST_CONNECTIONS // 2)
         assert best_time_s(service) < ANSWER_S
     settled(service, threads)
 
