@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from opentelemetry.metrics import Observation
 from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, Resource
 
 from otel_mlops import metrics as rows
@@ -191,20 +192,24 @@ class Leading:
             self._provider.remove_metric_reader(push)
 
     def _count_refused(self, reason: str) -> None:
-        self._provider.instrument(rows.PAGE_REFUSED).add(1, {"reason": reason})
+        self._provider.instrument(rows.PAGE_REFUSED).add(1, {"cause": reason})
 
     def _describe(self) -> None:
         """Create what is observed."""
         meter = self._provider.get_meter("otel_mlops")
         for row in _OBSERVED:
-            observe: Any = self._observe_workers if row is rows.WORKERS else self.sampler.observe(row)
+            own = {rows.WORKERS: self._observe_workers, rows.PAGE_CONFIG_UP: self._observe_config}
+            observe: Any = own.get(row) or self.sampler.observe(row)
             meter.create_observable_gauge(row.name, [observe], row.unit, row.help)
         daily = rows.DAILY_PREDICTIONS
         meter.create_observable_counter(daily.name, [self.daily.observe], daily.unit, daily.help)
 
-    def _observe_workers(self, _options: Any) -> list[Any]:
-        from opentelemetry.metrics import Observation
+    def _observe_config(self, _options: Any) -> list[Observation]:
+        if self._settings.web_config_file is None or not self._is_leader():
+            return []
+        return [Observation(float(self.server.config_fault is None))]
 
+    def _observe_workers(self, _options: Any) -> list[Observation]:
         if self._group is None or not self._is_leader():
             return []
         return [Observation(self._provider.everyone.workers())]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 from opentelemetry.metrics import Observation
@@ -253,6 +254,22 @@ def test_a_worker_that_has_not_started_does_not_lead(join: Join, tmp_path: Path)
         assert leads(worker)
         assert not leads(master)
         assert predictions(worker) == predictions(master) == 7
+
+
+def test_a_broken_configuration_of_the_server_is_a_metric(tmp_path: Path):
+    """Where web.config.yml can no longer be read the one before holds, and a gauge says so until it can again."""
+    config = tmp_path / "web.config.yml"
+    config.write_text("rate_limit: {interval: 1ms, burst: 1000}")
+    with fresh_telemetry(web_config_file=config, start_server=True, port=0, host="127.0.0.1") as telemetry:
+        telemetry.start()
+        for text, value in (("rate_limit: {burst: many}", 0), ("rate_limit: {interval: 1ms, burst: 99}", 1)):
+            config.write_text(text)
+
+            def seen(value: int = value) -> bool:
+                urlopen(telemetry.url, timeout=PATIENCE_S).close()  # it looks at the file when somebody asks
+                return collect(telemetry).value("otel_mlops_page_config_up") == value
+
+            eventually(seen)
 
 
 def test_the_last_one_out_leaves_nothing(join: Join, tmp_path: Path):

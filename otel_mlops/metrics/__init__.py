@@ -28,6 +28,9 @@ DROP_REASONS = (
     "type", "not_finite", "negative", "callback", "queue_full", "undeclared", "attributes", "duplicate",
 )
 
+REFUSALS = ("auth", "busy", "rate", "request", "tls")
+"""Why the page's server sends a client away."""
+
 _METHOD = {"method": METHODS}
 _TYPE = {"prediction_type": PREDICTION_TYPES}
 _MODEL = ("model_name",)
@@ -249,9 +252,14 @@ PAGE_DURATION = Metric(
 PAGE_SERIES = Metric("otel_mlops.page.series", "gauge", "{series}", "Series on this page.", (), "once")
 PAGE_REFUSED = Metric(
     "otel_mlops.page.refused", "counter", "{request}", "Clients of the page's own port that were sent away.",
-    ("reason",),
+    ("cause",), values={"cause": REFUSALS},
     note="`auth` is a wrong or missing password; `busy` too many clients at a time; `rate` the web.config.yml's "
     "`rate_limit`; `request` one that is unfit, or comes or is taken too slowly; `tls` a failed handshake.",
+)
+PAGE_CONFIG_UP = Metric(
+    "otel_mlops.page.config.up", "gauge", "",
+    "Whether the configuration of the page's server could be read when it last changed: 1 yes, 0 no.",
+    (), "once", note="Where it could not, the one before holds. Absent without OTEL_MLOPS_WEB_CONFIG_FILE.",
 )
 OVERFLOW = Metric(
     "otel_mlops.overflow", "counter", "{record}", "Records that went to a metric's overflow series.",
@@ -306,8 +314,8 @@ DOMAINS: Mapping[str, tuple[Metric, ...]] = {
     "GPU": (GPU_UTILIZATION, GPU_MEMORY_USED, GPU_MEMORY_TOTAL, GPU_TEMPERATURE, GPU_POWER_USAGE),
     "Tasks": (SCHEDULED_TASK_RUNS, SCHEDULED_TASK_DURATION),
     "About ourselves": (
-        SOURCE_UP, SOURCE_DURATION, SOURCE_AGE, PAGE_DURATION, PAGE_SERIES, PAGE_REFUSED, OVERFLOW, DROPPED,
-        EXPORT_FAILURES, BUILD_INFO, WORKERS, LEDGER_SIZE, LEDGER_UP,
+        SOURCE_UP, SOURCE_DURATION, SOURCE_AGE, PAGE_DURATION, PAGE_SERIES, PAGE_REFUSED, PAGE_CONFIG_UP,
+        OVERFLOW, DROPPED, EXPORT_FAILURES, BUILD_INFO, WORKERS, LEDGER_SIZE, LEDGER_UP,
     ),
 }
 """Every row by domain, in the order of the reference."""

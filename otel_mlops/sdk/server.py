@@ -31,9 +31,6 @@ _logger = logging.getLogger(__name__)
 HANDSHAKE_TIMEOUT_S = 5.0
 """How long a client may take to agree on TLS."""
 
-REFUSALS = ("auth", "busy", "rate", "request", "tls")
-"""Why a client is sent away: a password, too many clients, too many requests, a request that is unfit, TLS."""
-
 _QUIET_S = 1.0
 _QUICK_S = 5.0
 _QUICK_RETRY_S = 0.1
@@ -52,8 +49,8 @@ class PageServer:
     """Serves the page at `host`:`port` until it is stopped.
 
     A port that is taken costs the service nothing: it is said once, and tried again until it is free.
-    `web_config_file` is the web.config.yml of Prometheus' exporters. `on_refused` is told one of REFUSALS for each
-    client that is sent away.
+    `web_config_file` is the web.config.yml of Prometheus' exporters. `on_refused` is told one of the REFUSALS of
+    the catalogue for each client that is sent away.
     Errors:  ValueError and ImportError of `WebConfigFile`.
     """
 

@@ -101,7 +101,7 @@ def best_time_s(service: Service, context: ssl.SSLContext | None = None) -> floa
 
 def refused(service: Service, reason: str, context: ssl.SSLContext | None = None) -> float:
     """How many clients the page's port has sent away for a reason."""
-    line = rf'^otel_mlops_page_refused_total{{reason="{reason}"}} (\S+)'
+    line = rf'^otel_mlops_page_refused_total{{cause="{reason}"}} (\S+)'
     found = re.search(line, scrape(service, context), re.MULTILINE)
     return float(found[1]) if found else 0.0
 
