@@ -326,6 +326,16 @@ def test_it_ends_with_the_service(runs, worker, caplog):
     assert not [thread for thread in threading.enumerate() if thread.name == "otel-mlops-page-process"]
 
 
+def test_one_that_does_not_lead_yet_is_not_waited_for(worker):
+    """It has nothing to push and nothing to leave, so the end of the service does not wait for its beginning."""
+    worker.runs = NEVER_READY
+    worker.page.start()
+    eventually(lambda: worker.page.pid)
+    began = time.monotonic()
+    worker.page.stop(PATIENCE_S)
+    assert time.monotonic() - began < PATIENCE_S / 2
+
+
 def test_it_ends_when_the_service_does_while_it_is_being_started(worker, monkeypatch):
     """A process that is just being born when `stop` is called is not left behind: it would hold the lead."""
     opened, go_on = threading.Event(), threading.Event()
@@ -467,6 +477,13 @@ def test_where_it_does_not_come_the_worker_pushes(leader):
     telemetry._leading._take_back()
     assert telemetry._leading._push is not None
     assert telemetry._leading.server.serving.is_set()
+
+
+def test_numbers_are_seen_by_others_where_there_is_a_folder(leader, tmp_path):
+    """Where the group's folder cannot be made nobody else sees this worker's numbers."""
+    assert started(leader())._leading._is_seen()
+    (tmp_path / "file").touch()
+    assert not started(leader(state_dir=tmp_path / "file" / "state"))._leading._is_seen()
 
 
 def test_the_page_is_handed_over_last(leader, monkeypatch):

@@ -292,9 +292,11 @@ class Fleet:
         lines = []
         for _ in range(2 * self.workers):  # all of them before the first answer is read: one worker is too slow
             line = self.line()
-            with suppress(OSError):  # its worker dies
+            try:
                 line.request("POST", "/pid")
                 lines.append(line)
+            except OSError:
+                line.close()  # its worker dies
         found: dict[int, HTTPConnection] = {}
         for line in lines:
             try:
@@ -321,7 +323,7 @@ def serve(
 ) -> Iterator[Fleet]:
     """Run the service under a server until the block ends; then it must end by itself, in time.
 
-    `at` a place it meets others, which it has of its own otherwise; `arguments` are the server's.
+    `at` a place it meets others; without one it has its own. `arguments` are the server's.
     """
     (folder / "service.py").write_text(textwrap.dedent(SERVICE))
     where: AbstractContextManager[Place] = place() if at is None else nullcontext(at)
@@ -635,22 +637,19 @@ class Watch:
         return stalls + sum(now.get(pid, 0.0) - waited.get(pid, 0.0) for pid in leads)
 
     def _scrape(self) -> None:
-        while not self._ending.is_set():
+        while not self._ending.wait(self._PAUSE_S):
             began = time.monotonic()
             try:
                 page = Page(fetch(self._port, TEXT))
                 if len(self.good) % self._STRICT_EVERY == 0:
                     check_strictly(page, fetch(self._port, OPENMETRICS))
             except (OSError, HTTPException):
-                # Nobody serves the page just now: what that means is for the times of the good ones to tell.
-                self._ending.wait(self._PAUSE_S)
-                continue
+                continue  # nobody serves the page just now: what that means the times of the good ones will tell
             except ValueError as error:
                 self.faults.append(str(error))
                 continue
             self.growth.look(page.growing(), time.time())
             self.good.append((began, time.monotonic()))
-            self._ending.wait(self._PAUSE_S)
 
     def _beat(self) -> None:
         while not self._ending.is_set():
