@@ -132,12 +132,15 @@ class Everyone:
             yield labels
             self._ledger.about[FORGETS] = number
 
-    def retire(self) -> None:
-        """Fold the ledgers of the dead into the totals of the retired, and remove them; for the leader alone."""
+    def retire(self, may: Callable[[], bool] = lambda: True) -> None:
+        """Fold the ledgers of the dead into the totals of the retired, and remove them; for the leader alone.
+
+        `may` is asked when nothing of it can happen at the same time any more: the leader may have changed.
+        """
         if self._group is None:
             return
         with self._lock:
-            if not self._look():
+            if not may() or not self._look():
                 return  # what could not be read must not be written over
             dead = [peer for peer in self._peers.values() if not peer.is_alive]
             late = [(number, labels) for number, labels in self._forgets if number > self._retired.forgets]

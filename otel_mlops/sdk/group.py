@@ -267,6 +267,8 @@ def group_of(settings: Settings, *, inherited_lead: int | None = None) -> Group 
         identity += ["group", settings.group]
     else:
         identity += [_network(), settings.service_name, settings.host, settings.port]
+        # Whoever leads does it for all: a script without a page must not lead the workers that have one.
+        identity += [settings.start_server, *settings.metrics_exporter]
     digest = sha256(json.dumps(identity).encode()).hexdigest()
     shown = re.sub(r"[^A-Za-z0-9]+", "-", settings.group or settings.service_name)[:32]
     return Group(f"{shown}-{digest[:16]}", settings.state_dir, inherited_lead=inherited_lead)
@@ -287,7 +289,10 @@ def _root(state_dir: Path | None) -> Path:
         return _SHARED_MEMORY
     import tempfile
 
-    return Path(tempfile.gettempdir())
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError:  # nothing can be written anywhere, which whoever tries to is told
+        return _SHARED_MEMORY
 
 
 def _check_folder(folder: Path) -> None:

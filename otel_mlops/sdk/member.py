@@ -140,8 +140,8 @@ class Member:
         if self.leads and self._group is not None and not self._has_swept:
             self._has_swept = True
             self._group.sweep_neighbours()
-        if self.leads and self._retires():
-            self._provider.everyone.retire()
+        if self.leads:
+            self._provider.everyone.retire(self._retires)
 
     def _follow(self) -> None:
         """Forget what another worker was asked to forget."""

@@ -107,11 +107,12 @@ def test_a_service_runs_while_another_program_has_its_port(tmp_path):
             assert status(f"{service.url}/items/{number}") == 200
         counted = 'api_requests_total{endpoint="/items/{item_id}",method="GET",status_code="200"} 5'
         assert counted in get(f"{service.url}/metrics")[0]
-        assert service.said().count(f"port {service.page_port}") == 1
+        until(lambda: f"port {service.page_port}" in service.said())
         assert "OTEL_EXPORTER_PROMETHEUS_PORT" in service.said()
         other.close()
         until(lambda: listens(service.page_port))
         assert counted in get(service.page_url)[0]
+        assert service.said().count(f"port {service.page_port}") == 1
 
 
 def test_a_service_that_is_killed_frees_its_port_for_the_next(tmp_path):
@@ -172,7 +173,7 @@ def test_where_there_is_no_shared_memory_a_file_takes_its_place():
     """Without /dev/shm the ledger lies in the folder for temporary files, and nothing need be said."""
     said, log = record(mounts="mount -t tmpfs tmpfs /dev && mknod -m 666 /dev/null c 1 3 && mknod /dev/urandom c 1 9")
     assert has_everything(said)
-    assert Path(said["ledger"]).parent == Path(tempfile.gettempdir()) / f"otel_mlops-{os.getuid()}"
+    assert Path(said["ledger"]).parent.parent == Path(tempfile.gettempdir()) / f"otel_mlops-{os.getuid()}"
     assert log == ""
 
 
@@ -207,7 +208,7 @@ def test_a_user_without_an_entry_in_passwd_is_a_user_like_any_other():
         said, log = record(before=AS_NOBODY_KNOWN)
         assert has_everything(said)
         assert said["uid"] == 54321
-        assert Path(said["ledger"]).parent == folder
+        assert Path(said["ledger"]).parent.parent == folder
         assert folder.stat().st_mode & 0o777 == 0o700
         assert log == ""
     finally:
@@ -218,14 +219,20 @@ def test_a_user_without_an_entry_in_passwd_is_a_user_like_any_other():
 
 KILLED = """
     import sys, signal
-    from otel_mlops import configure_telemetry
-    telemetry = configure_telemetry(service_name="housing", start_server=False)
+    from otel_mlops.configure import configure
+    from otel_mlops.settings import Settings
+    telemetry = configure(Settings.from_env(service_name="housing"))  # not started, so it does not lead
     for number in range(1000):
         telemetry.record_error(f"Error{number % 10}", "/predict")
     telemetry.record_prediction(duration_ms=250, model_version="v1", prediction_value=-2.5)
     print(telemetry.meter_provider.ledger.path, flush=True)
     signal.pause()
 """
+
+
+def one_group(folder: Path) -> dict[str, str]:
+    """The variables by which processes are workers of one group in a folder."""
+    return {"OTEL_MLOPS_STATE_DIR": str(folder), "OTEL_MLOPS_GROUP": "one"}
 
 
 @contextmanager
@@ -235,7 +242,7 @@ def recording(folder: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
         [sys.executable, "-c", textwrap.dedent(KILLED)],
         stdout=subprocess.PIPE,
         text=True,
-        env=CLEAN | {"OTEL_MLOPS_STATE_DIR": str(folder)},
+        env=CLEAN | one_group(folder),
     )
     assert process.stdout is not None
     try:
@@ -267,7 +274,7 @@ def test_what_was_recorded_survives_the_worst(tmp_path):
         assert found["predictions"] == [[1.0]]
         assert (sum(found["prediction.duration"][0][:-1]), found["prediction.duration"][0][-1]) == (1, 0.25)
         assert (sum(found["prediction.values"][0][:-1]), found["prediction.values"][0][-1]) == (1, -2.5)
-        said, _ = record(OTEL_MLOPS_STATE_DIR=str(tmp_path))
+        said, _ = record(**one_group(tmp_path))
         assert has_everything(said)
         assert not ledger.exists()
         assert not [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -276,19 +283,16 @@ def test_what_was_recorded_survives_the_worst(tmp_path):
 def test_the_ledger_of_one_that_lives_is_left_alone(tmp_path):
     """A start beside a living worker clears nothing of it."""
     with recording(tmp_path) as (process, ledger):
-        record(OTEL_MLOPS_STATE_DIR=str(tmp_path))
+        record(**one_group(tmp_path))
         assert process.poll() is None
         assert sorted(counts(ledger)["errors"]) == [[100.0]] * 10
 
 
-def test_a_file_that_died_while_it_was_made_is_cleared_when_it_is_old(tmp_path):
-    """A worker killed before its ledger had a name leaves a file that a later start removes, not one at once."""
-    folder = tmp_path / f"otel_mlops-{os.getuid()}"
-    folder.mkdir(mode=0o700)
-    old, young = folder / "old.new", folder / "young.new"
-    for path in (old, young):
-        path.write_bytes(bytes(100))
-    os.utime(old, (0, 0))
-    record(OTEL_MLOPS_STATE_DIR=str(tmp_path))
-    assert young.exists()
-    assert not old.exists()
+def test_a_file_that_died_while_it_was_made_is_cleared_by_who_comes_next(tmp_path):
+    """A worker killed before its ledger had a name leaves a file that the next one removes as it comes in."""
+    with recording(tmp_path) as (_, ledger):
+        half_made = ledger.with_name("7-0123.new")
+        half_made.write_bytes(bytes(100))
+        record(**one_group(tmp_path))
+        assert ledger.exists()
+        assert not half_made.exists()

@@ -44,7 +44,8 @@ KNOWN = {"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service whose server takes every method that the grammar allows."""
-    with running(SERVICE, tmp_path_factory.mktemp("leak"), arguments=["--http", "h11"]) as service:
+    here = {"OTEL_MLOPS_PAGE_PROCESS": "false"}  # two pages in a row are to come from one process
+    with running(SERVICE, tmp_path_factory.mktemp("leak"), arguments=["--http", "h11"], **here) as service:
         yield service
 
 

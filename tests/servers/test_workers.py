@@ -207,10 +207,8 @@ def test_what_one_worker_forgets_is_gone_from_the_page(fleet):
 
 @pytest.mark.parametrize("mode", ["uvicorn", *sorted(IMPORTED_BY_PARENT)])
 def test_what_is_recorded_at_import_time_is_on_the_page_once(mode, tmp_path):
-    """Each execution of the module has recorded one load of the model: nothing is lost, nothing counted twice.
-
-    A master that has imported the module for its workers has recorded it alone; they do not repeat it.
-    """
+    """Each execution of the module has recorded one load of the model: nothing is lost, nothing counted twice."""
+    # A master that has imported the module for its workers has recorded alone, and they do not repeat it.
     with serve(mode, tmp_path, workers=2) as fleet:
         for pid in fleet.worker_pids():
             fleet.record(1, of=pid)
@@ -223,11 +221,9 @@ def test_what_is_recorded_at_import_time_is_on_the_page_once(mode, tmp_path):
 
 @pytest.mark.parametrize("fleet", KILLS, indirect=True)
 def test_kills_under_load_lose_nothing(fleet):
-    """Workers die by SIGKILL, the one that leads as often as not, and the page goes on as if nothing had happened.
-
-    Every total lies between what was acknowledged and what was sent, none ever steps back by as much as a digit,
-    and within a second of a leader's death another worker serves the page.
-    """
+    """Workers die by SIGKILL, the one that leads as often as not, and the page goes on as if nothing had happened."""
+    # Every total lies between what was acknowledged and what was sent, none ever steps back by as much as a digit,
+    # and within a second of a leader's death another worker serves the page.
     rest(fleet)
     before = counted(fleet.page())
     led = 0
@@ -298,13 +294,10 @@ def test_a_page_process_may_die_and_so_may_its_worker(tmp_path):
 
 @pytest.mark.parametrize("mode", ["uvicorn", "gunicorn --preload", "hypercorn"])
 def test_after_a_total_kill_the_next_start_is_clean(mode, at, tmp_path):
-    """When every process was killed, the next start begins at nothing and sweeps what they left.
-
-    Behind hypercorn it takes one: the parent then ends the others, and does not let them finish.
-    """
+    """When every process was killed, the next start begins at nothing and sweeps what they left."""
     with serve(mode, tmp_path, workers=2, at=at) as fleet:
         fleet.record(10)
-        if mode == "hypercorn":
+        if mode == "hypercorn":  # one is enough: the parent then ends the others, and does not let them finish
             fleet.kill(fleet.leader())
             fleet.process.wait(WAIT_S)
             until(lambda: not fleet.processes())
@@ -330,10 +323,8 @@ def check_begins_at_nothing(mode: str, at: Place, folder) -> None:
 
 @pytest.mark.parametrize(("mode", "limit"), [("uvicorn", "--limit-max-requests"), ("gunicorn", "--max-requests")])
 def test_recycling_resets_nothing(mode, limit, tmp_path):
-    """Workers that end after so many requests and are replaced leave their numbers behind, the leader too.
-
-    One ends after the other: the page says who is there, since asking the workers would use all of them up.
-    """
+    """Workers that end after so many requests and are replaced leave their numbers behind, the leader too."""
+    # One ends after the other: the page says who is there, since asking the workers would use all of them up.
     with serve(mode, tmp_path, workers=3, arguments=(limit, "200")) as fleet:
 
         def alive() -> set[int]:
@@ -397,10 +388,8 @@ def test_a_rolling_restart_resets_nothing(mode, at, tmp_path):
 
 @pytest.mark.parametrize(("stuck", "page_process"), [("follower", "false"), ("follower", "true"), ("leader", "true")])
 def test_a_worker_that_holds_its_interpreter_delays_nobody(stuck, page_process, tmp_path):
-    """While one worker runs nothing but one long call in C, the page has the others' numbers and its last ones.
-
-    Where the page has a process of its own, the worker may be the one that leads.
-    """
+    """While one worker runs nothing but one long call in C, the page has the others' numbers and its last ones."""
+    # Where the page has a process of its own, the worker may be the one that leads.
     with (
         serve("gunicorn --preload", tmp_path, workers=3, OTEL_MLOPS_PAGE_PROCESS=page_process) as fleet,
         closing(socket.create_server(("127.0.0.1", 0))) as gate,
