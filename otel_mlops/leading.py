@@ -118,10 +118,10 @@ class Leading:
 
     def _serve_and_read(self) -> None:
         self._share_resource()
+        self.daily.resume()  # before the first page: today's count would be that of all days
         if "prometheus" in self._settings.metrics_exporter and self._settings.start_server:
             listener, self._listener = self._listener, None
             self.server.start(listener)
-        self.daily.resume()
         self.sampler.start()
 
     def _start_push(self) -> None:

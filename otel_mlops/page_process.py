@@ -44,7 +44,7 @@ _OF_THE_GROUP = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal
 
 # Nothing of the environment or of the folder that it happens to run in has a say before the path is the worker's.
 _CODE = (
-    "import json, sys; order = json.loads(sys.stdin.readline()); sys.path[:] = order['path']; "
+    "import json, sys; order = json.loads(sys.stdin.readline() or sys.exit()); sys.path[:] = order['path']; "
     "from otel_mlops.page_process import serve; serve(order)"
 )
 

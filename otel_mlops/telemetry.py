@@ -224,6 +224,7 @@ class Telemetry(Verbs):
                 return
             self._started = True
             self.meter_provider.ledger.rejoin()
+            self.meter_provider.ledger.note_started(has_started=True)
             self._say_what_runs()
             self.meter_provider.settle()
             self._member.start()

@@ -281,7 +281,7 @@ BUILD_INFO = Metric(
 )
 WORKERS = Metric(
     "otel_mlops.workers", "gauge", "{worker}", "Workers that live and share this page.", (), "once",
-    note="Less than the server was told to run: a worker has died, or has not recorded anything yet.",
+    note="Less than the server was told to run: a worker has died, or has not started yet.",
 )
 LEDGER_SIZE = Metric(
     "otel_mlops.ledger.size", "gauge", "By", "Memory that the series of a worker take.", (), "worker",

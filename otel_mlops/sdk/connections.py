@@ -139,6 +139,11 @@ class Connections:
                 if not connection.is_busy and not connection.body:
                     connection.end()
 
+    def wait_until_none(self, timeout_s: float) -> None:
+        """Wait until those there are have been answered, within the time: some may never ask for anything."""
+        with self._change:
+            self._change.wait_for(lambda: not self._all, timeout_s)
+
     def close(self) -> None:
         """In a forked child: close what is the parent's, which goes on with its own copies."""
         for connection in self._all:

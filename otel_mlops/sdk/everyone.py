@@ -16,7 +16,7 @@ from otel_mlops.sdk.group import FORGETS as FORGETS_FILE
 from otel_mlops.sdk.group import RETIRED, Group
 from otel_mlops.sdk.merge import KEEP_THE_DEAD, combine_by
 from otel_mlops.sdk.peers import Peer, is_gone
-from otel_mlops.sdk.records import FORGETS
+from otel_mlops.sdk.records import FORGETS, STARTED
 from otel_mlops.sdk.retired import Retired
 
 if TYPE_CHECKING:
@@ -107,12 +107,12 @@ class Everyone:
         ]
 
     def workers(self) -> int:
-        """How many workers live."""
+        """How many workers live and have started."""
         with self._lock:
             self._look()
-            others = sum(peer.is_alive and peer.number is not None for peer in self._peers.values())
-            mine = self._ledger.path is not None and self._group is not None and self._group.number is not None
-            return others + mine
+            others = [peer for peer in self._peers.values() if peer.is_alive and peer.number is not None]
+            mine = self._group is not None and self._group.number is not None and bool(self._ledger.about[STARTED])
+            return sum(peer.has_started for peer in others) + mine
 
     @property
     def is_alone(self) -> bool:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from otel_mlops.sdk import records
-from otel_mlops.sdk.records import ABOUT, BEGIN, GENERATION, SEGMENT_HEADER
+from otel_mlops.sdk.records import ABOUT, BEGIN, GENERATION, SEGMENT_HEADER, STARTED
 
 _logger = logging.getLogger(__name__)
 
@@ -125,6 +125,10 @@ class Ledger:
     def about(self) -> memoryview[float]:
         """The cells about the ledger itself."""
         return self._about
+
+    def note_started(self, *, has_started: bool) -> None:
+        """Note whether the worker has started, which others can read."""
+        self._about[STARTED] = float(has_started)
 
     def append(self, kind: int, description: Any, cells: int | Sequence[float]) -> Place:
         """Append a record with these numbers in its cells, or so many zeroes, and return where they are."""
@@ -284,7 +288,9 @@ class Ledger:
                 mine.bytes = begin  # a gap in the file would end every reading of it
                 raise
             if begin == 0:
-                self._about = memoryview(memory)[ABOUT].cast("d")
+                about = memoryview(memory)[ABOUT].cast("d")
+                about[STARTED] = self._about[STARTED]
+                self._about = about
         except (OSError, ValueError) as error:
             self.fault = str(error)
             if self._on_fault is not None and self.fault != told:

@@ -18,7 +18,7 @@ from otel_mlops.metrics import Kind
 from otel_mlops.sdk import records
 from otel_mlops.sdk.exemplars import Exemplar, Exemplars, read_exemplars
 from otel_mlops.sdk.ledger import is_locked
-from otel_mlops.sdk.records import BEGIN, EXEMPLARS, FORGETS, GENERATION, SERIES, STREAM, Found
+from otel_mlops.sdk.records import BEGIN, EXEMPLARS, FORGETS, GENERATION, SERIES, STARTED, STREAM, Found
 
 _logger = logging.getLogger(__name__)
 
@@ -161,6 +161,11 @@ class Peer:
     def forgets(self) -> float:
         """The last `forget` of the group that its worker has followed."""
         return self._maps[0][records.ABOUT].cast("d")[FORGETS] if self._maps else 0.0
+
+    @property
+    def has_started(self) -> bool:
+        """Whether its worker has started, and is not a master that only imports the application."""
+        return bool(self._maps and self._maps[0][records.ABOUT].cast("d")[STARTED])
 
     def look(self) -> None:
         """See whether the worker lives, and what series have come and gone.

@@ -28,8 +28,9 @@ ABOUT = slice(16, 48)
 """Behind it, in a file's first segment, the cells about the ledger itself."""
 BEGIN = ABOUT.stop
 """Where the records of a segment begin."""
-GENERATION, FORGETS = 0, 1
-"""Of those cells: how often a record has come or gone, and the last `forget` of the group that was followed."""
+GENERATION, FORGETS, STARTED = 0, 1, 2
+"""Of those cells: how often a record has come or gone, the last `forget` of the group that was followed, and
+whether the worker has started: a master that only imports the application has not."""
 
 _HEADER = struct.Struct("<IIIHBx")  # checksum, bytes of description, cells, kind, whether it is forgotten
 _FORGOTTEN_AT = 14

@@ -36,6 +36,7 @@ _QUICK_S = 5.0
 _QUICK_RETRY_S = 0.1
 _RETRY_S = 1.0
 _PAUSE_S = 0.1
+_LAST_ANSWERS_S = 0.25
 _ROOM_TIMEOUT_S = 1.0
 _OPEN = WebConfig()
 _TLS_HANDSHAKE = b"\x16"
@@ -127,7 +128,10 @@ class PageServer:
             self._thread = thread
 
     def pause(self, timeout_s: float = 5.0) -> None:
-        """Accept nobody any more, within the time, but keep the socket: clients queue there for who has it as well."""
+        """Accept nobody any more, within the time, but keep the socket: clients queue there for who has it as well.
+
+        Whoever was accepted before is answered, if it has asked for something by then.
+        """
         self._stopping.set()
         if self._alarm is not None:
             self._alarm[1].send(b"!")
@@ -135,6 +139,7 @@ class PageServer:
         thread, self._thread = self._thread, None
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout_s)
+        self._connections.wait_until_none(min(timeout_s, _LAST_ANSWERS_S))
         self._silence()
 
     def stop(self, timeout_s: float) -> None:

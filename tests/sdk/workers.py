@@ -34,6 +34,7 @@ class Worker:
             group=self.group,
             **arguments,
         )
+        self.provider.ledger.note_started(has_started=True)
         self.everyone = self.provider.everyone
         self.meter: Any = self.provider.get_meter("m")
 

@@ -152,10 +152,9 @@ def test_facts_of_the_host_and_of_the_group_stand_there_once(fleet):
     for name in ("system_cpu_usage_percent", "system_memory_total_bytes", "otel_mlops_build_info"):
         until(lambda name=name: len(fleet.page().of(name)) == 1)
     assert len(fleet.page().of("otel_mlops_source_up", source="host")) == 1
-    # A parent that has recorded at import time has a ledger too, and may be counted with the others.
-    most = fleet.workers + (fleet.mode in IMPORTED_BY_PARENT)
     fleet.worker_pids()
-    until(lambda: fleet.workers <= fleet.page().total("otel_mlops_workers") <= most)
+    # Whoever supervises them is none of them, though it may have recorded something at import time.
+    until(lambda: fleet.page().total("otel_mlops_workers") == fleet.workers)
     assert len(fleet.page().of("otel_mlops_workers")) == 1
 
 
