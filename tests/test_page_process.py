@@ -256,7 +256,7 @@ def test_one_that_is_killed_is_followed_by_another(worker, caplog):
 
 @pytest.mark.parametrize(
     ("runs", "told"),
-    [(ENDS, "ended before it was ready"), (NEVER_READY, "was not ready in time"), (SILENT, "said nothing for 0 s")],
+    [(ENDS, "ended before it was ready"), (NEVER_READY, "was not ready in time"), (SILENT, "said nothing for 1 s")],
 )
 def test_one_that_is_of_no_use_is_ended(runs, told, worker, caplog, monkeypatch):
     """One that ends at once, does not begin or is frozen leaves the page with the worker, who says why, once."""
