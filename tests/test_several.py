@@ -13,6 +13,7 @@ import pytest
 from opentelemetry.metrics import Observation
 
 from otel_mlops.metrics import ERRORS, PREDICTIONS
+from otel_mlops.sdk import member
 from otel_mlops.testing import Samples, collect, fresh_telemetry
 
 PATIENCE_S = 10.0
@@ -30,8 +31,9 @@ def eventually(holds: Callable[[], object]) -> None:
 
 
 @pytest.fixture
-def join(tmp_path: Path) -> Iterator[Join]:
+def join(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Join]:
     """Makes workers of one group, started, each with telemetry of its own."""
+    monkeypatch.setattr(member, "_TIDY_S", 0.1)
     with ExitStack() as stack:
 
         def make(**settings: Any) -> Any:

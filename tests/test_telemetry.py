@@ -1102,6 +1102,7 @@ def test_a_callback_that_hangs_takes_one_page_with_it():
         return [Observation(7.0)]
 
     with fresh_telemetry() as telemetry:
+        telemetry._page._observe_timeout_s = 0.1
         telemetry.meter.create_observable_gauge("hangs", [observe])
         assert collect(telemetry).value("hangs") == 7.0
         hangs.set()
