@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry.metrics import CallbackOptions, Observation
 
@@ -55,7 +55,7 @@ class Daily:
     def resume(self) -> None:
         """Go on where the leader before has stopped; a midnight that nobody saw is now."""
         with self._lock:
-            kept = self._group.load(MIDNIGHT) if self._group is not None else None
+            kept = self._kept()
             if kept is not None:
                 self._day = kept["day"]
                 self._at_midnight = {tuple(map(tuple, series)): count for series, count in kept["totals"]}
@@ -95,6 +95,13 @@ class Daily:
                 model = tuple(each for each in series if each[0] != "prediction_type")
                 today[model] = today.get(model, 0.0) + count - self._at_midnight.get(series, 0.0)
         return [Observation(count, dict(model)) for model, count in today.items()]
+
+    def _kept(self) -> Any:
+        try:
+            return self._group.load(MIDNIGHT) if self._group is not None else None
+        except OSError as error:
+            _logger.debug("midnight's reading cannot be had: %s", error)
+            return None
 
     def _keep(self) -> None:
         if self._group is None or not self._is_leader():

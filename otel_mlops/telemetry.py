@@ -306,10 +306,13 @@ class Telemetry(Verbs):
 
     def _refresh(self) -> None:
         """Have callbacks speak, and say how this worker's ledger is."""
+        self._say_how_the_ledger_is()
+        self.meter_provider.refresh(self._page, _REFRESH_TIMEOUT_S)
+
+    def _say_how_the_ledger_is(self) -> None:
         ledger = self.meter_provider.ledger
         self.meter_provider.instrument(rows.LEDGER_SIZE).set(ledger.total_bytes)
         self.meter_provider.instrument(rows.LEDGER_UP).set(float(ledger.fault is None))
-        self.meter_provider.refresh(self._page, _REFRESH_TIMEOUT_S)
 
     def _on_ledger_fault(self, fault: str) -> None:
         _logger.warning(
@@ -342,7 +345,7 @@ class Telemetry(Verbs):
                 "opentelemetry_version": _version("opentelemetry-sdk"),
             },
         )
-        self._refresh()
+        self._say_how_the_ledger_is()
 
     def _say(self) -> None:
         """One line at the start: where the page is, and whether anybody may read it."""

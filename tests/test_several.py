@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -272,6 +274,56 @@ def test_a_broken_configuration_of_the_server_is_a_metric(tmp_path: Path):
                 return collect(telemetry).value("otel_mlops_page_config_up") == value
 
             eventually(seen)
+
+
+def test_a_callback_that_hangs_keeps_no_worker_from_starting_or_leading(join: Join):
+    """A worker whose callback never returns starts at once, follows the others and leads when it is its turn."""
+    leave, stuck = threading.Event(), threading.Event()
+    first, second = join(monitoring_interval=0.05), join(monitoring_interval=0.05)
+    try:
+        for telemetry in (first, second):
+            hangs = [lambda _: stuck.set() or leave.wait(60) or []]
+            telemetry.meter.create_observable_gauge("hangs", hangs)
+        assert stuck.wait(PATIENCE_S)
+        second.stop()
+        began_s = time.monotonic()
+        second.start()
+        assert time.monotonic() - began_s < 5.0
+        first.shutdown()
+        eventually(lambda: leads(second))
+    finally:
+        leave.set()
+
+
+def test_a_folder_that_may_not_be_entered_costs_the_group_and_not_the_page(tmp_path: Path):
+    """Where the state folder is of no use the worker leads by itself, with its page, sources and today's count."""
+    folder = tmp_path / f"otel_mlops-{os.getuid()}"
+    folder.mkdir(mode=0o755)  # which others could open
+    with fresh_telemetry(state_dir=tmp_path, start_server=True, port=0, host="127.0.0.1") as telemetry:
+        telemetry.start()
+        predict(telemetry, 3)
+        assert leads(telemetry)
+        page = urlopen(telemetry.url, timeout=PATIENCE_S).read().decode()
+    assert 'daily_predictions_total{model_version="v1"} 3.0' in page
+    assert "otel_mlops_workers 1.0" in page
+    assert "otel_mlops_ledger_up 0.0" in page
+
+
+def test_a_worker_whose_descriptors_are_closed_is_counted_once(join: Join):
+    """A worker that loses its lock counts as dead: its counts go to the group, and it begins anew beside them."""
+    first, second = join(), join()
+    predict(first)
+    predict(second, 100)
+    stranger = os.open(os.devnull, os.O_RDONLY)
+    file = second.meter_provider.ledger._file
+    os.dup2(stranger, file.lock_file)  # as a program that closes all descriptors and opens others
+    eventually(lambda: second.meter_provider.ledger._file is not file)
+    predict(second, 10)
+    eventually(lambda: not file.path.exists())
+    assert [predictions(each) for each in (first, second)] == [111.0] * 2
+    assert os.fstat(file.lock_file).st_rdev == os.fstat(stranger).st_rdev, "a stranger's file is left alone"
+    os.close(file.lock_file)
+    os.close(stranger)
 
 
 def test_the_last_one_out_leaves_nothing(join: Join, tmp_path: Path):

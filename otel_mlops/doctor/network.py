@@ -82,8 +82,8 @@ def served_service(host: str, port: int) -> str | None:
 
 def living_workers(settings: Settings) -> int:
     """How many workers of the service these settings describe live on this machine."""
+    from otel_mlops.sdk.files import is_alive
     from otel_mlops.sdk.group import group_of
-    from otel_mlops.sdk.ledger import is_alive
 
     group = group_of(settings)
     return 0 if group is None else sum(is_alive(path) and not path.name.startswith("page-") for path in group.ledgers())

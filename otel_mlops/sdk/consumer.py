@@ -65,8 +65,13 @@ class Consumer(SynchronousMeasurementConsumer):
         if isinstance(points, GroupPoints):
             points.exported()
 
-    def observe(self, metric_reader: MetricReader, timeout_millis: float = 10_000) -> MetricsData | None:
+    def observe(
+        self, metric_reader: MetricReader, timeout_millis: float = 10_000, *, anew: bool = False
+    ) -> MetricsData | None:
         """Run all callbacks and return what they say.
+
+        With `anew` nothing is kept of what they said before: the stock SDK keeps every set of attributes that was
+        ever said, until there is no room for those that are said now.
 
         A callback that overruns the time is not interrupted; the ones after it are left out this once. The
         stock SDK fails the whole collection instead.
@@ -76,6 +81,10 @@ class Consumer(SynchronousMeasurementConsumer):
             storage = self._reader_storages.get(metric_reader)
             if storage is None:
                 return None
+            if anew:
+                for matches in storage._instrument_view_instrument_matches.values():
+                    for match in matches:
+                        match._attributes_aggregation.clear()
             for instrument in self._async_instruments:
                 left_s = deadline - time.monotonic()
                 if left_s <= 0:

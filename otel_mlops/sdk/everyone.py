@@ -111,7 +111,7 @@ class Everyone:
         with self._lock:
             self._look()
             others = [peer for peer in self._peers.values() if peer.is_alive and peer.number is not None]
-            mine = self._group is not None and self._group.number is not None and bool(self._ledger.about[STARTED])
+            mine = self._group is not None and self._group.label != "page" and bool(self._ledger.about[STARTED])
             return sum(peer.has_started for peer in others) + mine
 
     @property

@@ -21,7 +21,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from otel_mlops.sdk.ledger import create, is_alive
+from otel_mlops.sdk.files import create, identity, is_alive
 from otel_mlops.sdk.records import MAGIC
 from otel_mlops.sdk.retired import load_json, put_in_place, write_beside
 
@@ -52,6 +52,7 @@ class Group:
         self.number: int | None = None
         """This worker's number: the smallest that no other living one had when it joined."""
         self._lead_file = -1 if inherited_lead is None else inherited_lead
+        self._lead_identity = identity(self._lead_file)
         self._inside = 0
         """The thread that holds the door."""
 
@@ -189,10 +190,11 @@ class Group:
         """
         import fcntl
 
-        if self._lead_file >= 0 and not self._is_current(self._lead_file, "lead"):
+        if self._lead_file >= 0 and not (self._has_lead_file() and self._is_current(self._lead_file, "lead")):
             self.give_up_lead()
         if self._lead_file < 0:
             self._lead_file = self._open_lock("lead")
+            self._lead_identity = identity(self._lead_file)
         return _locked(self._lead_file, fcntl.LOCK_EX) and self._is_current(self._lead_file, "lead")
 
     @property
@@ -202,9 +204,14 @@ class Group:
 
     def give_up_lead(self) -> None:
         """Let another lead."""
-        file, self._lead_file = self._lead_file, -1
-        if file >= 0:
+        is_ours, file = self._has_lead_file(), self._lead_file
+        self._lead_file = -1
+        if is_ours:
             os.close(file)
+
+    def _has_lead_file(self) -> bool:
+        """Whether its number is still that file's: a program may close all that it knows nothing of."""
+        return self._lead_file >= 0 and identity(self._lead_file) == self._lead_identity
 
     def sweep_neighbours(self) -> None:
         """Remove the folders of groups that died as a whole, and that nobody has joined since."""

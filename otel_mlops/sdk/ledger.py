@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import mmap
 import os
-import struct
 import threading
 import time
 import uuid
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from otel_mlops.sdk import records
+from otel_mlops.sdk.files import LockedFile, create, exists, reserve
 from otel_mlops.sdk.records import ABOUT, BEGIN, GENERATION, SEGMENT_HEADER, STARTED
 
 _logger = logging.getLogger(__name__)
@@ -57,19 +57,10 @@ class Folder:
 class Place(NamedTuple):
     """Where a record stands: its file (None is private memory), its segment's bytes, its offset, its cells."""
 
-    file: _File | None
+    file: LockedFile | None
     segment: memoryview
     offset: int
     cells: memoryview[float]
-
-
-class _File:
-    """The file of a ledger, and the lock that says its worker lives."""
-
-    def __init__(self, path: Path, lock_file: int) -> None:
-        self.path = path
-        self.lock_file = lock_file
-        self.bytes = 0
 
 
 class Ledger:
@@ -95,14 +86,15 @@ class Ledger:
 
     def _begin(self) -> None:
         self.lock = threading.RLock()
-        self._file: _File | None = None
+        self._file: LockedFile | None = None
         self.fault: str | None = None
         self._closed = False
         self._segment = memoryview(b"")
-        self._segment_file: _File | None = None
+        self._segment_file: LockedFile | None = None
         self._about = _new_about()
         self._used = self._end = 0
         self._free: dict[tuple[int, int], list[tuple[float, Place]]] = {}
+        self._free_bytes = 0
         self.total_bytes = 0
         self.streams = 0
 
@@ -119,7 +111,11 @@ class Ledger:
     @property
     def is_full(self) -> bool:
         """Whether it takes no more series."""
-        return self._max_bytes is not None and self.total_bytes - (self._end - self._used) >= self._max_bytes
+        if self._max_bytes is None:
+            return False
+        # Places that rest are used again if what comes has their size, so they count for half at most.
+        free = self._end - self._used + min(self._free_bytes, self._max_bytes)
+        return self.total_bytes - free >= self._max_bytes
 
     @property
     def about(self) -> memoryview[float]:
@@ -151,6 +147,7 @@ class Ledger:
         with self.lock:
             rests = self._free.setdefault((record.first - record.offset, size), [])
             rests.append((time.monotonic() + _REST_S, place))
+            self._free_bytes += record.end - record.offset
 
     def holds(self, place: Place) -> bool:
         """Whether a record lies in the file."""
@@ -165,7 +162,7 @@ class Ledger:
         with self.lock:
             if self._home is None or self._closed:
                 return False
-            if self._file is not None and not self._file.path.exists():
+            if self._file is not None and not exists(self._file.path):
                 # Somebody has removed it: what lies in it is read by nobody any more.
                 self._let_go()
             if self._file is None or self._segment_file is None:
@@ -176,6 +173,22 @@ class Ledger:
                     self.total_bytes = self._file.bytes - SEGMENT_BYTES
                     self._use(memory, SEGMENT_BYTES, self._file)
             return self._segment_file is not None
+
+    def lose(self, on_stay: Callable[[], None]) -> None:
+        """Find out whether the lock was lost; the group then takes this worker for dead, and its numbers over.
+
+        `on_stay` is called as by `leave()`.
+        """
+        with self.lock:
+            if self._file is None or self._file.is_locked:
+                return
+            has_started = bool(self._about[STARTED])
+            self._closed = True
+            on_stay()
+            self._let_go()
+            self._about = _new_about()
+            self.note_started(has_started=has_started)
+            self._closed = False
 
     def leave(self, on_stay: Callable[[], None] = lambda: None) -> None:
         """Leave the group; records go on in private memory.
@@ -195,7 +208,10 @@ class Ledger:
                 self._about = _new_about()  # nothing is written into that file any more
 
             if file is not None and self._home is not None:
-                self._home.leave(file.path, file.lock_file, stay)
+                if file.is_locked:
+                    self._home.leave(file.path, file.lock_file, stay)
+                else:
+                    stay()  # it was lost, and the numbers with it, to the others
             self._file = None
 
     def rejoin(self) -> None:
@@ -205,6 +221,7 @@ class Ledger:
                 self._closed = False
                 self._segment, self._used, self._end = memoryview(b""), 0, 0
                 self._free = {}
+                self._free_bytes = 0
                 self.fault = None
                 self.total_bytes = 0
 
@@ -214,7 +231,7 @@ class Ledger:
         self._begin()
         if file is not None:
             # The child shares the parent's open file, and with it the lock: closing only drops our hold.
-            os.close(file.lock_file)
+            file.unlock()
 
     def close(self) -> None:
         """Leave for good; cells that are still referred to go on in memory nobody else sees."""
@@ -224,8 +241,9 @@ class Ledger:
         file, self._file = self._file, None
         self._segment_file, self._segment, self._used, self._end = None, memoryview(b""), 0, 0
         self._free = {}
+        self._free_bytes = 0
         if file is not None:
-            os.close(file.lock_file)
+            file.unlock()
 
     def _rested(self, text: int, cells: int) -> Place | None:
         """The place of a forgotten record of this very size, if one has rested long enough."""
@@ -237,10 +255,11 @@ class Ledger:
                 return None
             place = rests[0][1]
             del rests[0]
+            self._free_bytes -= records.size_of(b"", cells) + text
             if self.holds(place) or (place.file is None and self._segment_file is None):
                 return place
 
-    def _claim(self, size: int) -> tuple[_File | None, memoryview, int]:
+    def _claim(self, size: int) -> tuple[LockedFile | None, memoryview, int]:
         while self._used + size > self._end:
             self._grow(size)
         # No call stands between the question and the claim: a signal handler or a finaliser of this very
@@ -260,7 +279,7 @@ class Ledger:
         else:
             self._use(mmap.mmap(-1, length), length, None)
 
-    def _use(self, memory: mmap.mmap, length: int, file: _File | None) -> None:
+    def _use(self, memory: mmap.mmap, length: int, file: LockedFile | None) -> None:
         segment = memoryview(memory)
         SEGMENT_HEADER.pack_into(segment, 0, records.MAGIC, length)
         self.total_bytes += length
@@ -273,7 +292,7 @@ class Ledger:
             if self._file is None:
                 path, lock_file = self._home.join(length)
                 if self.path is None:
-                    self._file = _File(path, lock_file)
+                    self._file = LockedFile(path, lock_file)
                 else:  # a signal handler has recorded meanwhile, and its file is the ledger's
                     path.unlink(missing_ok=True)
                     os.close(lock_file)
@@ -313,65 +332,3 @@ def _map(path: Path, begin: int, length: int) -> mmap.mmap:
         return mmap.mmap(file, length, offset=begin)
     finally:
         os.close(file)
-
-
-def is_alive(path: Path) -> bool:
-    """Say whether a ledger's worker lives, by the kernel's lock on the file and never by a pid."""
-    try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        return False
-    try:
-        return is_locked(file)
-    finally:
-        os.close(file)
-
-
-def is_locked(file: int) -> bool:
-    """Say whether another open file holds the lock of its worker."""
-    import fcntl
-
-    try:
-        # Shared: two who ask at once must not take each other for the worker.
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    fcntl.flock(file, fcntl.LOCK_UN)
-    return False
-
-
-def create(folder: Path, name: str, length: int, forgets: float = 0.0) -> tuple[Path, int]:
-    """Make a file that is reserved and locked before anybody can see it under its name.
-
-    `forgets` is the number of the group's last `forget`, which a new worker has nothing to do with.
-
-    Errors:  OSError that names the folder: one that is tried again and again must not look new each time.
-    """
-    import fcntl
-
-    hidden, path = folder / f"{name}.new", folder / f"{name}.ledger"
-    try:
-        file = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(folder)) from error
-    try:
-        reserve(file, 0, length)
-        os.pwrite(file, SEGMENT_HEADER.pack(records.MAGIC, length) + struct.pack("=dd", 0.0, forgets), 0)
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        hidden.rename(path)
-    except BaseException:
-        os.close(file)
-        hidden.unlink(missing_ok=True)
-        raise
-    return path, file
-
-
-def reserve(file: int, offset: int, length: int) -> None:
-    """Take the space now: a hole in a file on a full tmpfs would kill the worker with SIGBUS later."""
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(file, offset, length)
-        return
-    zeros = bytes(length)
-    while zeros:
-        written = os.pwrite(file, zeros, offset)
-        zeros, offset = zeros[written:], offset + written

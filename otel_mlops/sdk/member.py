@@ -54,6 +54,7 @@ class Member:
         self.leads = False
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
+        self._refreshing: threading.Thread | None = None
         self._tidy_at = self._refresh_at = 0.0
         self._has_swept = False
         self._fault: str | None = None
@@ -114,7 +115,7 @@ class Member:
             self._tidy()
         if now >= self._refresh_at:
             self._refresh_at = now + self._refresh_s
-            self._refresh()
+            self._refresh_beside()
         may_lead = self._may_lead()
         if may_lead and not self.leads:
             self.leads = True
@@ -142,6 +143,18 @@ class Member:
             self._group.sweep_neighbours()
         if self.leads:
             self._provider.everyone.retire(self._retires)
+
+    def _refresh_beside(self) -> None:
+        """Have callbacks speak in a thread of their own: one that hangs must not keep this worker from leading."""
+        if self._refreshing is None or not self._refreshing.is_alive():
+            self._refreshing = threading.Thread(target=self._refresh_safely, name="otel-mlops-refresh", daemon=True)
+            self._refreshing.start()
+
+    def _refresh_safely(self) -> None:
+        try:
+            self._refresh()
+        except Exception as error:
+            self._tell(repr(error))
 
     def _follow(self) -> None:
         """Forget what another worker was asked to forget."""

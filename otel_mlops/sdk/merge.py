@@ -25,7 +25,7 @@ def rule_of(name: str, kind: str, *, observed: bool) -> str:
     Nobody knows whether the callbacks of two workers speak of the same thing, so each is shown, but for what
     the names of the semantic conventions say.
     """
-    if name.startswith(_OF_THE_HOST):
+    if name.startswith(_OF_THE_HOST) and (observed or kind == "gauge"):
         return "once"
     if observed:
         return "sum" if kind == "counter" and name.startswith("process.") else "worker"
@@ -35,7 +35,7 @@ def rule_of(name: str, kind: str, *, observed: bool) -> str:
 def combine_by(kind: str, rule: str) -> Combine:
     """What makes one reading of several of the same labels."""
     if rule == "once":
-        return _first if kind == "histogram" else _latest
+        return _first
     if kind == "histogram":
         return _sum_of_buckets
     if kind in ("counter", "updown") or rule == "living":
@@ -67,7 +67,7 @@ def _exact_sum(values: Sequence[float]) -> float:
 
 
 def _first(every: Sequence[Cells]) -> Cells:
-    # The own numbers of whoever makes the page, and who leads makes it.
+    # The leader's, which come first.
     return every[0]
 
 

@@ -5,6 +5,7 @@ So the page reads one kind of thing, and what the callbacks of a worker say can 
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 
 from opentelemetry.sdk.metrics.export import MetricsData, Sum
 
+from otel_mlops.sdk.merge import KEEP_THE_DEAD
 from otel_mlops.sdk.stream import Stream
 
 
@@ -58,7 +60,7 @@ class Observed:
             stream.after_fork()
 
     def _keep(self, data: MetricsData | None) -> None:
-        said: dict[Stream, set[Any]] = {stream: set() for stream in self._streams.values()}
+        said: dict[Stream, list[Any]] = {stream: [] for stream in self._streams.values()}
         for resource_metrics in data.resource_metrics if data else ():
             for scope_metrics in resource_metrics.scope_metrics:
                 for metric in scope_metrics.metrics:
@@ -70,9 +72,24 @@ class Observed:
                     if stream is None:
                         stream = self._new_stream(scope_metrics.scope, *about)
                         self._streams[scope_metrics.scope, *about] = stream
-                    for point in metric.data.data_points:
-                        series = stream.find(point.attributes)
-                        series.set(point.value)  # type: ignore[attr-defined, union-attr]
-                        said.setdefault(stream, set()).add(series)
-        for stream, series_said in said.items():
-            stream.keep_only(series_said)
+                    said.setdefault(stream, []).extend(metric.data.data_points)
+        for stream, points in said.items():
+            if stream.rule in KEEP_THE_DEAD:
+                # What was counted was counted, also where a callback fails once or comes too late.
+                _set(stream, points)
+            else:
+                # First of all, so that what is new has the room of what is gone.
+                stream.keep_only({stream.taken_by(point.attributes) for point in points})
+                stream.keep_only(_set(stream, points))
+
+
+def _set(stream: Stream, points: list[Any]) -> set[Any]:
+    """Note what was said, and return the series that it was said of."""
+    said = set()
+    for point in points:
+        series: Any = stream.find(point.attributes)
+        if point.value < stream.stays.get(series, -math.inf):
+            del stream.stays[series]  # who counts has begun anew
+        series.set(point.value - stream.stays.get(series, 0.0))
+        said.add(series)
+    return said

@@ -17,7 +17,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from otel_mlops.metrics import Kind
 from otel_mlops.sdk import records
 from otel_mlops.sdk.exemplars import Exemplar, Exemplars, read_exemplars
-from otel_mlops.sdk.ledger import is_locked
+from otel_mlops.sdk.files import is_locked
 from otel_mlops.sdk.records import BEGIN, EXEMPLARS, FORGETS, GENERATION, SERIES, STARTED, STREAM, Found
 
 _logger = logging.getLogger(__name__)

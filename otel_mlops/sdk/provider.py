@@ -174,10 +174,11 @@ class MeterProvider(sdk.MeterProvider):
 
     def refresh(self, reader: MetricReader, timeout_s: float) -> None:
         """Have the callbacks of observable instruments speak, and keep in cells what they say."""
-        self._observed.refresh(lambda left_s: self._consumer.observe(reader, left_s * 1e3), timeout_s)
+        self._observed.refresh(lambda left_s: self._consumer.observe(reader, left_s * 1e3, anew=True), timeout_s)
 
     def settle(self) -> None:
         """Move what lies in private memory into the ledger's file, if there is room for it again."""
+        self.ledger.lose(self._begin_anew)
         if self.ledger.retry():
             for stream in [*self._streams, *self._observed.streams]:
                 stream.move()

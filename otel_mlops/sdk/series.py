@@ -48,8 +48,15 @@ class Unborn:
         return 0.0
 
     def __setitem__(self, index: object, amount: float) -> None:
-        if not self._series.join(index, amount):
+        if not self._join(index, amount):
             self._series.cells[index] += amount
+
+    def _join(self, index: object, amount: float) -> bool:
+        try:
+            return self._series.join(index, amount)
+        except RecursionError as error:  # attributes within attributes, too deep for here though not for before
+            self._series.stream.drop("attributes", error)
+            return True
 
 
 class Series:
@@ -196,7 +203,7 @@ class _UnbornGauge(Unborn):
     __slots__ = ()
 
     def __setitem__(self, index: object, amount: float) -> None:
-        if not self._series.join(index, amount):
+        if not self._join(index, amount):
             self._series.cells[index] = amount
 
 

@@ -13,6 +13,7 @@ from opentelemetry.attributes import _clean_attribute_value
 from opentelemetry.sdk.metrics._internal._view_instrument_match import _OVERFLOW_ATTRIBUTES, _hash_attributes
 
 from otel_mlops.metrics import OVERFLOW
+from otel_mlops.sdk import records
 from otel_mlops.sdk.batch import LARGEST
 from otel_mlops.sdk.exemplars import ALWAYS, NEVER, current_context
 from otel_mlops.sdk.merge import KEEP_THE_DEAD, rule_of
@@ -70,6 +71,8 @@ class Stream:
     _overflow: Series | None = None
     _forgotten: WeakValueDictionary[Any, Series] = field(default_factory=WeakValueDictionary)
     _told: set[str] = field(default_factory=set)
+    stays: dict[Series, float] = field(default_factory=dict)
+    """Of what callbacks count: how much of it has stayed with a group that this worker has left."""
 
     def __post_init__(self) -> None:
         if self.row is not None and self.row.signed:
@@ -116,6 +119,10 @@ class Stream:
                 series = self.series.setdefault(key, series)
         # Outside of the lock: counting what overflows takes the locks of the metric that counts it.
         return series if series is not None else self._overflowing()
+
+    def taken_by(self, attributes: Attributes | None) -> Series | None:
+        """The series that has these attributes by now; the overflow's, which may have to take them, if none has."""
+        return self.series.get(self._identify(attributes)[0]) or self._overflow
 
     def _has_room(self) -> bool:
         # What a full ledger has no room for is counted all the same: by metric, of which there are few.
@@ -184,13 +191,14 @@ class Stream:
         for series in self.living():
             series.move()
 
-    def keep_only(self, said: Collection[Series]) -> None:
+    def keep_only(self, said: Collection[Series | None]) -> None:
         """Let go of the series that callbacks do not speak of any more."""
         with self.ledger.lock:
-            for key, series in list(self.series.items()):
+            for series in self._every():
                 if series.place is not None and series not in said:
                     series.leave()
-                    self.series.pop(key, None)
+                    if series is not self._overflow:
+                        self.series.pop(_hash_attributes(series.attributes), None)
                     self.version += 1
 
     def begin_anew(self) -> None:
@@ -204,6 +212,9 @@ class Stream:
         for series in self._every():
             if series.place is not None and self.ledger.holds(series.place):
                 if self.rule in KEEP_THE_DEAD:
+                    if self.observed:
+                        # Callbacks say all that they have ever counted: only what comes on top is news here.
+                        self.stays[series] = self.stays.get(series, 0.0) + series.read()[0]
                     series.unbear()
                 else:
                     series.take_along()
@@ -214,6 +225,7 @@ class Stream:
         self._number = -1
         self._described = None
         self._told = set()
+        self.stays = {}
         self.version += 1
         for series in self._every():
             series.unbear()
@@ -275,7 +287,8 @@ class Stream:
             if self.attribute_keys is not None:
                 clean = {key: value for key, value in clean.items() if key in self.attribute_keys}
             found = _hash_attributes(clean)
-            hash(found)
+            if found not in self.series:
+                records.encode([*clean.items()])  # what cannot be written must not raise out of the first record
         except Exception as error:
             # A value whose str() fails, or a list within itself: what was measured counts all the same.
             if self._is_news("attributes"):

@@ -611,3 +611,17 @@ def test_unusable_attributes_are_logged_by_nobody_twice(provider: MeterProvider,
     assert [record.getMessage() for record in caplog.records] == [
         "c: attributes must be a mapping, not 'wrong': recorded without"
     ]
+
+
+@pytest.mark.parametrize("depth", [100, 300, 350, 400, 2000])
+def test_attributes_that_cannot_be_written_raise_nothing(provider: MeterProvider, depth: int):
+    """What is nested too deep, or a number of too many digits, costs its attributes or is dropped, and never raises."""
+    nested: Any = {}
+    for _ in range(depth):
+        nested = {"inner": nested}
+    counter = provider.instrument(API_REQUESTS)
+    for value in (nested, 10**5000):
+        counter.add(1, {"of": value})
+        counter.add(1, {"of": value})
+    dropped = sum(count for _, count in provider.totals(DROPPED))
+    assert sum(count for _, count in provider.totals(API_REQUESTS)) + dropped == 4

@@ -24,7 +24,8 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
 from otel_mlops.metrics import API_REQUEST_DURATION, DROPPED, PREDICTIONS
 from otel_mlops.sdk import instruments, series, stream
-from otel_mlops.sdk.ledger import Folder, Ledger, is_alive
+from otel_mlops.sdk.files import is_alive
+from otel_mlops.sdk.ledger import Folder, Ledger
 from otel_mlops.sdk.page import PageReader
 from otel_mlops.sdk.provider import MeterProvider
 from otel_mlops.sdk.records import SERIES, read_ledger
@@ -452,7 +453,8 @@ def test_a_thread_pool_before_the_fork_does_not_stop_the_child():
 CHILD_EXITS = """
 import os, sys
 from pathlib import Path
-from otel_mlops.sdk.ledger import Folder, Ledger, is_alive
+from otel_mlops.sdk.files import is_alive
+from otel_mlops.sdk.ledger import Folder, Ledger
 from otel_mlops.sdk.records import read_ledger
 from otel_mlops.sdk.page import PageReader
 from otel_mlops.sdk.provider import MeterProvider

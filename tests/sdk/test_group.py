@@ -19,8 +19,9 @@ from typing import Any
 import pytest
 
 from otel_mlops.sdk import group as group_module
+from otel_mlops.sdk.files import is_alive
 from otel_mlops.sdk.group import FORGETS, RETIRED, Group, group_of
-from otel_mlops.sdk.ledger import SEGMENT_BYTES, Ledger, is_alive
+from otel_mlops.sdk.ledger import SEGMENT_BYTES, Ledger
 from otel_mlops.sdk.provider import MeterProvider
 from otel_mlops.sdk.records import SERIES, Record, read_ledger
 from otel_mlops.settings import Settings

@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 
 from otel_mlops.sdk import ledger as ledger_module
 from otel_mlops.sdk import records
-from otel_mlops.sdk.ledger import SEGMENT_BYTES, Folder, Ledger, is_alive
+from otel_mlops.sdk.files import is_alive
+from otel_mlops.sdk.ledger import SEGMENT_BYTES, Folder, Ledger
 from otel_mlops.sdk.records import EXEMPLARS, SERIES, STREAM, Record, read_ledger
 
 
