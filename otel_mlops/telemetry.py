@@ -183,14 +183,13 @@ class Telemetry(Verbs):
         if not labels:
             raise ValueError("forget() is given no label, expected at least one, as in forget(model_version='v1')")
         gone = self._forget_here(labels)
-        if self._group is not None and self.meter_provider.ledger.path is not None:
-            try:
-                self._group.tell_to_forget(labels)
-            except OSError as error:
-                _logger.warning("the other workers were not told to forget %s: %s", labels, error)
-            # At once, not with the next look: what comes after this call is not to be forgotten.
-            for each in self.meter_provider.everyone.follow():
-                self._forget_here(each)
+        try:
+            self.meter_provider.everyone.tell_to_forget(labels)
+        except OSError as error:
+            _logger.warning("the other workers were not told to forget %s: %s", labels, error)
+        # At once, not with the next look: what comes after this call is not to be forgotten.
+        for each in self.meter_provider.everyone.follow():
+            self._forget_here(each)
         return gone
 
     def _forget_here(self, labels: Mapping[str, str]) -> int:

@@ -35,6 +35,7 @@ def hash_of(password: str | bytes) -> str:
 
 
 HASH = hash_of(SECRET)
+COSTLY_HASH = "$2b$31$" + "a" * 53
 
 
 def basic(user: str | bytes, password: str | bytes) -> str:
@@ -684,7 +685,7 @@ TLS_WITH = "tls_server_config: {cert_file: cert.pem, key_file: key.pem, %s}"
         ("basic_auth_users: [alice]", ["basic_auth_users", "list"]),
         ("basic_auth_users: {123: $2y$10$abc}", ["basic_auth_users.123", "in quotes"]),
         ('basic_auth_users: {"a:b": $2y$10$abc}', ["a:b", "colon"]),
-        (f"basic_auth_users: {{a: {HASH.replace('$04$', '$31$')}}}", ["basic_auth_users.a", "18"]),
+        ("basic_auth_users: {a: " + COSTLY_HASH + "}", ["basic_auth_users.a", "18"]),
         ("bearer_token_file: none", ["bearer_token_file", "none", "No such file"]),
         ("bearer_token_file: empty", ["bearer_token_file", "empty", "one token"]),
         ("bearer_token_file: two", ["bearer_token_file", "two", "one token"]),

@@ -6,17 +6,18 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from opentelemetry.sdk.metrics._internal._view_instrument_match import _hash_attributes
 
+from otel_mlops.sdk.forgotten import Forgotten
 from otel_mlops.sdk.group import FORGETS as FORGETS_FILE
 from otel_mlops.sdk.group import RETIRED, Group
 from otel_mlops.sdk.merge import KEEP_THE_DEAD, combine_by
-from otel_mlops.sdk.peers import Peer, is_gone
-from otel_mlops.sdk.records import FORGETS, STARTED
+from otel_mlops.sdk.peers import Peer, identity_of
+from otel_mlops.sdk.records import FORGETS, LEADS, STARTED, ZEROED
 from otel_mlops.sdk.retired import Retired
 
 if TYPE_CHECKING:
@@ -26,6 +27,13 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 
+_MOST_RETIRED = 10
+"""How many times the series that one worker may have are kept of the dead, a metric."""
+
+_DEAD = 3
+"""The rank of what no living worker says."""
+
+_NOTHING = Forgotten()
 _UNKNOWN = ()
 """Differs from the mark of every file, and from that of none."""
 
@@ -80,11 +88,20 @@ class Everyone:
             self._look()
             version = (
                 [stream.version for stream in own],
-                [(peer.name, peer.version, peer.forgets, self._stale(peer)) for peer in self._peers.values()],
+                self._stale(own),
+                [
+                    (
+                        peer.name, peer.version, peer.forgets, peer.leads, self._stale_of(peer),
+                        self._at_zero(peer.streams, peer),
+                    )  # fmt: skip
+                    for peer in self._peers.values()
+                ],
                 self._retired_at,
                 self._forgets_at,
                 self._label(),
                 self._ledger.about[FORGETS],
+                self._at_zero(own, None),
+                self._ledger.about[LEADS],
             )
             if version != self._version:
                 self._version = version
@@ -121,6 +138,28 @@ class Everyone:
             self._look()
             return not any(peer.is_alive for peer in self._peers.values())
 
+    def tell_to_forget(self, labels: Mapping[str, str]) -> None:
+        """Have every worker of the group forget the series that carry these labels, if there is any worker.
+
+        Errors:  OSError if they cannot be told.
+        """
+        group = self._group
+        if group is not None and group.ledgers():
+            with self._lock:  # before the door, where nobody else is to wait for us
+                group.tell_to_forget(labels, self._zero)
+
+    def _zero(self) -> None:
+        """Forget in the stead of the living that have not started: they have no thread that follows."""
+        self._look()
+        for peer in self._peers.values():
+            done = max(peer.forgets, peer.zeroed)
+            late = [labels for number, labels in self._forgets if number > done]
+            if late and peer.is_alive and not peer.has_started:
+                try:
+                    peer.zero(self._forgets[-1][0], Forgotten(late))
+                except OSError as error:  # what matches stays hidden until it can be done
+                    self._tell(f"{peer.path} cannot be written", error)
+
     def follow(self) -> Iterator[Mapping[str, str]]:
         """What this worker is to forget, as another was asked to; it counts as done when the next is asked for."""
         if self._group is None or self._ledger.path is None:
@@ -129,7 +168,8 @@ class Everyone:
             self._look_at_forgets()
             late = [each for each in self._forgets if each[0] > self._ledger.about[FORGETS]]
         for number, labels in late:
-            yield labels
+            if number > self._ledger.about[ZEROED] or not self._has_begun_anew(labels):
+                yield labels
             self._ledger.about[FORGETS] = number
 
     def retire(self, may: Callable[[], bool] = lambda: True) -> None:
@@ -166,16 +206,25 @@ class Everyone:
         present = {path.stem for path in group.ledgers()}
         # A name whose file is gone never comes back.
         self._retired.names = [name for name in self._retired.names if name in present]
-        for number, labels in late:
-            self._retired.forget(labels)
-            self._retired.forgets = number
+        if late:
+            self._retired.forget(*(labels for _, labels in late))
+            self._retired.forgets = late[-1][0]
         for peer in dead:
-            self._retired.fold(peer, self._missed(peer), self._max_series)
+            self._retired.fold(peer, self._missed_by(peer), _MOST_RETIRED * self._max_series, self._is_living)
         path = group.folder / RETIRED
         self._retired.save(path)
         self._retired_at = _mark(path)
         for peer in dead:
             self._drop(peer)
+
+    def _is_living(self, identity: tuple[Any, ...], key: Any) -> bool:
+        """Whether a living worker has a series: its total must not lose what the dead have added."""
+        others = (
+            stream.by_attributes for peer in self._peers.values() if peer.is_alive for stream in peer.streams
+            if stream.identity == identity
+        )  # fmt: skip
+        own = (stream.series for stream in self._streams() if identity_of(stream) == identity)
+        return any(key in series for series in (*own, *others))
 
     def _look(self) -> bool:
         """See who is there: every number is read once, as a dead worker's ledger or among the retired.
@@ -240,35 +289,77 @@ class Everyone:
         self._peers.pop(peer.name, None)
         peer.close()
 
-    def _missed(self, peer: Peer) -> list[Mapping[str, str]]:
-        """What a worker was told to forget and has not forgotten yet."""
-        return [labels for number, labels in self._forgets if number > peer.forgets]
+    def _missed_by(self, peer: Peer | None) -> Forgotten:
+        """What a worker, or this one, was told to forget and has not forgotten itself."""
+        if peer is not None:
+            return self._since(peer.forgets, peer.zeroed)
+        about = self._ledger.about
+        return _NOTHING if self._ledger.path is None else self._since(about[FORGETS], about[ZEROED])
+
+    def _since(self, followed: float, zeroed: float = 0.0) -> Forgotten:
+        late = [each for each in self._forgets if each[0] > followed]
+        if not late:
+            return _NOTHING
+        return Forgotten(
+            (labels for number, labels in late if number > zeroed),
+            until_recorded=(labels for number, labels in late if number <= zeroed),
+        )
+
+    def _at_zero(self, streams: Sequence[Any], peer: Peer | None) -> frozenset[tuple[int, int]]:
+        """Which series are hidden only until something is recorded into them."""
+        followed, zeroed = (
+            (self._ledger.about[FORGETS], self._ledger.about[ZEROED]) if peer is None else (peer.forgets, peer.zeroed)
+        )
+        if zeroed <= followed:
+            return frozenset()
+        missed = self._missed_by(peer)
+        return frozenset(
+            (index, place)
+            for index, stream in enumerate(streams)
+            for place, each in enumerate(stream.living())
+            if not any(each.read()) and missed.hides(stream, each)
+        )
+
+    def _has_begun_anew(self, labels: Mapping[str, str]) -> bool:
+        """Whether this worker has recorded into a series since another has set it to zero."""
+        forgotten = Forgotten([labels])
+        return any(
+            any(each.read()) and forgotten.hides(stream, each) for stream in self._streams() for each in stream.living()
+        )
 
     def _gather(self, own: list[Stream]) -> list[Share]:
-        done = math.inf if self._ledger.path is None else self._ledger.about[FORGETS]
-        missed = [labels for forget, labels in self._forgets if forget > done]
-        shares = [Share(stream, _kept(stream, missed), _worker(stream, self._label())) for stream in own]
+        missed = self._missed_by(None)
+        stale = self._stale(own)
+        rank = _rank(leads=bool(self._ledger.about[LEADS]), label=self._label())
+        found = [
+            (rank, Share(stream, _kept(stream, missed), _worker(stream, self._label())))
+            for index, stream in enumerate(own)
+            if index not in stale
+        ]
         for peer in sorted(self._peers.values(), key=lambda each: (each.number is None, each.number, each.name)):
-            missed, stale = self._missed(peer), self._stale(peer)
+            missed, stale = self._missed_by(peer), self._stale_of(peer)
+            rank = _rank(leads=peer.leads, label=peer.label) if peer.is_alive else _DEAD
             for index, stream in enumerate(peer.streams):
                 if index not in stale and (peer.is_alive or stream.rule in KEEP_THE_DEAD):
-                    shares.append(Share(stream, _kept(stream, missed), _worker(stream, peer.label)))
-        missed = [labels for forget, labels in self._forgets if forget > self._retired.forgets]
-        return shares + [Share(retired, [*retired.living(missed)], None) for retired in self._retired.streams]
+                    found.append((rank, Share(stream, _kept(stream, missed), _worker(stream, peer.label))))
+        missed = self._since(self._retired.forgets)
+        found += [(_DEAD, Share(retired, [*retired.living(missed)], None)) for retired in self._retired.streams]
+        return _in_order(found)
 
     def _label(self) -> str | None:
         return None if self._group is None else self._group.label
 
-    def _stale(self, peer: Peer) -> frozenset[int]:
+    def _stale_of(self, peer: Peer) -> frozenset[int]:
+        return self._stale(peer.streams) if peer.is_alive else frozenset()
+
+    def _stale(self, streams: Sequence[Any]) -> frozenset[int]:
         """Which of a worker's streams its callbacks have not refreshed for too long."""
-        if not peer.is_alive:
-            return frozenset()
         oldest = time.monotonic() - self._stale_s
         return frozenset(
             index
-            for index, stream in enumerate(peer.streams)
+            for index, stream in enumerate(streams)
             if stream.observed and stream.rule not in KEEP_THE_DEAD and all(
-                each.cells[1] < oldest for each in stream.series
+                each.cells[1] < oldest for each in stream.living()
             )
         )  # fmt: skip
 
@@ -279,14 +370,43 @@ class Everyone:
             _logger.warning("group: %s: %s; trying again", what, error)
 
 
+def _rank(*, leads: bool, label: str | None) -> int:
+    """Whose word comes first; the process of the page leads in its worker's stead."""
+    return 2 if not leads else 0 if label == "page" else 1
+
+
+def _in_order(found: list[tuple[int, Share]]) -> list[Share]:
+    """The shares in the order in which they count, where the first one does: the leader's, or the youngest bounds.
+
+    Bounds are as young as the worker that recorded by them last of all for the first time; what is recorded later
+    changes nothing.
+    """
+    ages: dict[Any, dict[Any, int]] = {}
+    for rank, (stream, every, _) in found:
+        born = [each.born_ns for each in every if each.born_ns]
+        if stream.kind == "histogram" and rank != _DEAD and born:
+            of_metric = ages.setdefault((stream.name, stream.scope.name), {})
+            of_metric[stream.bounds] = max(min(born), of_metric.get(stream.bounds, 0))
+
+    def place(each: tuple[int, Share]) -> tuple[int, int]:
+        rank, (stream, _, _) = each
+        of_metric = ages.get((stream.name, stream.scope.name), {})
+        if stream.rule == "once" or stream.kind != "histogram" or not of_metric:
+            return rank * (stream.rule == "once"), 0
+        age = of_metric.get(stream.bounds, 0)
+        return (0, 0) if age == max(of_metric.values()) else (1, -age)
+
+    return [share for _, share in sorted(found, key=place)]
+
+
 def _worker(stream: Any, label: str | None) -> str | None:
     return label if stream.rule == "worker" else None
 
 
-def _kept(stream: Any, missed: list[Mapping[str, str]]) -> list[Any]:
+def _kept(stream: Any, missed: Forgotten) -> list[Any]:
     """The series of a stream, but for those that were forgotten and that its worker has not got round to."""
     series = stream.living()
-    return [each for each in series if not is_gone(stream, each, missed)] if missed else series
+    return [each for each in series if not missed.hides(stream, each)] if missed else series
 
 
 def _mark(path: Path) -> tuple[int, ...] | None:

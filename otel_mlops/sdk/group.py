@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
 import stat
@@ -22,8 +23,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from otel_mlops.sdk.files import create, identity, is_alive
-from otel_mlops.sdk.records import MAGIC
-from otel_mlops.sdk.retired import load_json, put_in_place, write_beside
+from otel_mlops.sdk.peers import about_of
+from otel_mlops.sdk.records import FORGETS as FOLLOWED
+from otel_mlops.sdk.records import MAGIC, ZEROED
+from otel_mlops.sdk.retired import followed_by_retired, load_json, put_in_place, write_beside
 
 if TYPE_CHECKING:
     from otel_mlops.settings import Settings
@@ -33,7 +36,10 @@ _logger = logging.getLogger(__name__)
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  (its folder in there is checked for owner, mode and links)
 _PATIENCE_S = 0.25
 """How long a record may wait at the door; past it the numbers lie in private memory for a moment."""
-_MOST_FORGETS = 256
+_MANY_FORGETS = 256
+"""Past so many calls of `forget`, those that everybody has followed are not kept."""
+_MOST_FORGETS = 10_000
+"""Past so many none is, followed or not."""
 
 RETIRED, FORGETS, MIDNIGHT, RESOURCE, PUSHED = "retired", "forgets", "midnight", "resource", "pushed"
 """The files of a group besides its ledgers and locks."""
@@ -55,6 +61,7 @@ class Group:
         self._lead_identity = identity(self._lead_file)
         self._inside = 0
         """The thread that holds the door."""
+        self._has_lost_forgets = False
 
     @property
     def folder(self) -> Path:
@@ -250,16 +257,47 @@ class Group:
         """The last calls of `forget`, by all workers, with their numbers."""
         return [(number, labels) for number, labels in self.load(FORGETS, [])]
 
-    def tell_to_forget(self, labels: Mapping[str, str]) -> int:
+    def tell_to_forget(self, labels: Mapping[str, str], on_told: Callable[[], None] = lambda: None) -> int:
         """Have every worker forget the series that carry these labels; returns the number of the call.
+
+        `on_told` is called before anybody else can tell something, or join.
 
         Errors:  OSError if it cannot be written.
         """
         with self._door():
             known = self.forgets()
             number = max((number for number, _ in known), default=0) + 1
-            self.keep(FORGETS, [*known, (number, labels)][-_MOST_FORGETS:])
+            kept = [each for each in known if each[1] != labels]
+            self.keep(FORGETS, self._needed([*kept, (number, labels)]))
+            on_told()
             return number
+
+    def _needed(self, known: list[tuple[int, Mapping[str, str]]]) -> list[tuple[int, Mapping[str, str]]]:
+        """The last calls of `forget`, and of those before them what somebody is yet to follow."""
+        if len(known) <= _MANY_FORGETS:
+            return known
+        followed, carried_out = self._followed()
+        kept = [each for each in known[:-_MANY_FORGETS] if each[0] > followed] + known[-_MANY_FORGETS:]
+        lost, kept = kept[:-_MOST_FORGETS], kept[-_MOST_FORGETS:]
+        if lost and lost[-1][0] > carried_out and not self._has_lost_forgets:
+            self._has_lost_forgets = True
+            _logger.warning(
+                "more than %d calls of forget() wait for workers that do not follow: the oldest are dropped, and what "
+                "they name may be back on the page",
+                _MOST_FORGETS,
+            )
+        return kept
+
+    def _followed(self) -> tuple[float, float]:
+        """The last `forget` that everybody has followed, and the last that was, or was carried out for them."""
+        followed = carried_out = math.inf
+        for path in self.ledgers():
+            with suppress(FileNotFoundError):  # folded just now: the retired, who are asked after it, have it
+                about = about_of(path)
+                followed = min(followed, about[FOLLOWED])
+                carried_out = min(carried_out, max(about[FOLLOWED], about[ZEROED]))
+        retired = followed_by_retired(self.folder / RETIRED)
+        return min(followed, retired), min(carried_out, retired)
 
 
 def group_of(settings: Settings, *, inherited_lead: int | None = None) -> Group | None:

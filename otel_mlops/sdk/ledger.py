@@ -174,13 +174,18 @@ class Ledger:
                     self._use(memory, SEGMENT_BYTES, self._file)
             return self._segment_file is not None
 
+    @property
+    def has_lost_its_lock(self) -> bool:
+        """Whether the group takes this worker for dead, as something has closed the file under it."""
+        return self._file is not None and not self._file.is_locked
+
     def lose(self, on_stay: Callable[[], None]) -> None:
-        """Find out whether the lock was lost; the group then takes this worker for dead, and its numbers over.
+        """Begin anew after the lock was lost: the group takes the numbers over.
 
         `on_stay` is called as by `leave()`.
         """
         with self.lock:
-            if self._file is None or self._file.is_locked:
+            if not self.has_lost_its_lock:
                 return
             has_started = bool(self._about[STARTED])
             self._closed = True

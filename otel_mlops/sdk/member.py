@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from otel_mlops.sdk.records import LEADS
+
 if TYPE_CHECKING:
     from otel_mlops.sdk.group import Group
     from otel_mlops.sdk.provider import MeterProvider
@@ -117,6 +119,7 @@ class Member:
             self._refresh_at = now + self._refresh_s
             self._refresh_beside()
         may_lead = self._may_lead()
+        self._provider.ledger.about[LEADS] = float(may_lead)  # what the others see
         if may_lead and not self.leads:
             self.leads = True
             try:

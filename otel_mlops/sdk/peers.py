@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import mmap
 import os
+import struct
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,11 +19,21 @@ from otel_mlops.metrics import Kind
 from otel_mlops.sdk import records
 from otel_mlops.sdk.exemplars import Exemplar, Exemplars, read_exemplars
 from otel_mlops.sdk.files import is_locked
-from otel_mlops.sdk.records import BEGIN, EXEMPLARS, FORGETS, GENERATION, SERIES, STARTED, STREAM, Found
+from otel_mlops.sdk.forgotten import Forgotten
+from otel_mlops.sdk.records import (
+    BEGIN,
+    EXEMPLARS,
+    FORGETS,
+    GENERATION,
+    LEADS,
+    SERIES,
+    STARTED,
+    STREAM,
+    ZEROED,
+    Found,
+)
 
 _logger = logging.getLogger(__name__)
-
-Labels = Mapping[str, str]
 
 _FORGIVING_S = 5.0
 """How often a ledger is read again though it does not say that a record has come or gone."""
@@ -116,18 +127,20 @@ def attributes_of(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in pairs}
 
 
-def carries(attributes: Mapping[str, Any], labels: Labels) -> bool:
-    """Whether a series has all of these labels."""
-    return all(attributes.get(name) == value for name, value in labels.items())
+def about_of(path: Path) -> tuple[float, ...]:
+    """The cells about a ledger itself, as its file has them.
 
-
-def is_gone(stream: Any, series: Any, forgotten: Iterable[Labels]) -> bool:
-    """Whether a series was forgotten; an up-down counter stays while it does not stand at 0.
-
-    What was added is yet to be taken away again, by whichever worker.
+    Errors:  OSError if the file is gone or cannot be opened; ValueError if it is too short to have them.
     """
-    busy = stream.kind == "updown" and any(series.read())
-    return not busy and any(carries(series.attributes, labels) for labels in forgotten)
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        found = os.pread(file, records.ABOUT.stop - records.ABOUT.start, records.ABOUT.start)
+    finally:
+        os.close(file)
+    if len(found) < records.ABOUT.stop - records.ABOUT.start:
+        msg = f"{path} ends before it says anything"
+        raise ValueError(msg)
+    return struct.unpack(f"={len(found) // records.CELL_BYTES}d", found)
 
 
 class Peer:
@@ -163,9 +176,19 @@ class Peer:
         return self._maps[0][records.ABOUT].cast("d")[FORGETS] if self._maps else 0.0
 
     @property
+    def zeroed(self) -> float:
+        """The last `forget` of the group that another worker has carried out here."""
+        return self._maps[0][records.ABOUT].cast("d")[ZEROED] if self._maps else 0.0
+
+    @property
     def has_started(self) -> bool:
         """Whether its worker has started, and is not a master that only imports the application."""
         return bool(self._maps and self._maps[0][records.ABOUT].cast("d")[STARTED])
+
+    @property
+    def leads(self) -> bool:
+        """Whether its worker leads."""
+        return bool(self._maps and self._maps[0][records.ABOUT].cast("d")[LEADS])
 
     def look(self) -> None:
         """See whether the worker lives, and what series have come and gone.
@@ -184,6 +207,32 @@ class Peer:
         if is_dead:
             self.is_alive = False
             self.version += 1
+
+    def zero(self, number: int, forgotten: Forgotten) -> None:
+        """Forget in the stead of a worker that follows nobody, by setting cells to zero, up to this `forget`.
+
+        The records stay, as its worker goes on to record into them.
+
+        Errors:  OSError if the file cannot be opened or mapped.
+        """
+        file = os.open(self.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            memory = memoryview(mmap.mmap(file, self._mapped))
+        finally:
+            os.close(file)
+        streams = {stream.told["number"]: stream for stream in self.streams}
+        for segment in records.segments(memory):
+            for found in records.scan(segment, BEGIN):
+                if found.forgotten or found.kind not in (SERIES, EXEMPLARS):
+                    continue
+                try:
+                    told = _READS[found.kind](segment, found)
+                    if forgotten.hides(streams[told.number], told):
+                        told.cells[:] = memoryview(bytes(told.cells.nbytes)).cast("d")
+                except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+                    _logger.debug("a record of %s is not understood: %r", self.path, error)
+        # Last: until it is done, what matches is hidden altogether.
+        memory[records.ABOUT].cast("d")[ZEROED] = float(number)
 
     def _map(self) -> None:
         size = os.fstat(self._lock_file).st_size

@@ -10,11 +10,12 @@ import atexit
 import logging
 import math
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 # The stock SDK's fork hook runs a thread pool. Its module must have registered its own hook, which frees the
 # pool's lock in a child, before the provider registers that one: else a child would wait for itself for ever.
 from concurrent.futures import thread as _thread  # noqa: F401
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -178,7 +179,9 @@ class MeterProvider(sdk.MeterProvider):
 
     def settle(self) -> None:
         """Move what lies in private memory into the ledger's file, if there is room for it again."""
-        self.ledger.lose(self._begin_anew)
+        if self.ledger.has_lost_its_lock:
+            with self._streams_held() as streams:
+                self.ledger.lose(partial(_begin_anew, streams))
         if self.ledger.retry():
             for stream in [*self._streams, *self._observed.streams]:
                 stream.move()
@@ -186,11 +189,17 @@ class MeterProvider(sdk.MeterProvider):
     def leave(self) -> None:
         """Leave the group: the numbers stay with it, or with this process if it was the last one."""
         self.settle()
-        self.ledger.leave(self._begin_anew)
+        with self._streams_held() as streams:
+            self.ledger.leave(partial(_begin_anew, streams))
 
-    def _begin_anew(self) -> None:
-        for stream in [*self._streams, *self._observed.streams]:
-            stream.begin_anew()
+    @contextmanager
+    def _streams_held(self) -> Iterator[list[Stream]]:
+        """The streams with their locks, which come before the ledger's: where records are locked they take both."""
+        with ExitStack() as held:
+            streams = [*self._streams, *self._observed.streams]
+            for stream in streams:
+                held.enter_context(stream.lock)
+            yield streams
 
     def forget(self, attributes: Mapping[str, Any]) -> int:
         """Remove the series that carry all of these attributes, in every metric, and return how many.
@@ -342,6 +351,11 @@ class MeterProvider(sdk.MeterProvider):
             self._sdk_config.resource = self.resource.merge(Resource({SERVICE_INSTANCE_ID: given}))
         self.shared_resource = self.resource
         self._meter_lock = threading.RLock()  # type: ignore[assignment]
+
+
+def _begin_anew(streams: Iterable[Stream]) -> None:
+    for stream in streams:
+        stream.begin_anew()
 
 
 def exemplar_filter(name: str) -> ExemplarFilter:

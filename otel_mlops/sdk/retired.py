@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 from array import array
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from operator import add
 from pathlib import Path
@@ -16,13 +17,15 @@ from opentelemetry.sdk.metrics._internal._view_instrument_match import _OVERFLOW
 
 from otel_mlops.sdk import records
 from otel_mlops.sdk.exemplars import Exemplar
+from otel_mlops.sdk.forgotten import Forgotten, Labels
 from otel_mlops.sdk.merge import KEEP_THE_DEAD, exact_terms
-from otel_mlops.sdk.peers import Labels, Peer, PeerStream, attributes_of, is_gone
+from otel_mlops.sdk.peers import Peer, PeerStream, attributes_of
 from otel_mlops.sdk.records import BEGIN, EXEMPLARS, NAMES, SEGMENT_HEADER, SERIES, STREAM
 
 _logger = logging.getLogger(__name__)
 
 _LARGEST_WHOLE = 2.0**53
+_NOTHING = Forgotten()
 
 
 class RetiredSeries:
@@ -100,9 +103,9 @@ class RetiredStream(PeerStream):
         super().__init__(told)
         self.left: dict[Any, RetiredSeries] = {}
 
-    def living(self, forgotten: Collection[Labels] = ()) -> Sequence[Any]:
+    def living(self, forgotten: Forgotten = _NOTHING) -> Sequence[Any]:
         """The readings of its series, but for those that were forgotten."""
-        kept = [series for series in self.left.values() if not is_gone(self, series, forgotten)]
+        kept = [series for series in self.left.values() if not forgotten.hides(self, series)]
         return [reading for series in kept for reading in series.readings()]
 
 
@@ -124,28 +127,35 @@ class Retired:
         """The metrics there is something left of."""
         return list(self._streams.values())
 
-    def fold(self, peer: Peer, forgotten: Collection[Labels], limit: int) -> None:
+    def fold(
+        self,
+        peer: Peer,
+        forgotten: Forgotten,
+        limit: int,
+        is_living: Callable[[tuple[Any, ...], Any], bool] = lambda _identity, _key: False,
+    ) -> None:
         """Add what a dead worker has left, but for what was forgotten since it last looked.
 
-        Past `limit` series of a metric the rest goes to its overflow series.
+        Past `limit` series of a metric the rest goes to its overflow series, but for those that a living worker has:
+        `is_living` says so of a metric's identity and a series' key.
         """
         for stream in peer.streams:
             if stream.rule not in KEEP_THE_DEAD:
                 continue
             kept = self._stream(stream.told)
             for series in stream.series:
-                if not is_gone(stream, series, forgotten):
-                    self._fold(kept, series, limit)
+                if not forgotten.hides(stream, series):
+                    self._fold(kept, series, limit, is_living)
         self.names.append(peer.name)
 
     def _stream(self, told: Mapping[str, Any]) -> RetiredStream:
         made = RetiredStream(told)
         return self._streams.setdefault(made.identity, made)
 
-    def _fold(self, stream: RetiredStream, series: Any, limit: int) -> None:
+    def _fold(self, stream: RetiredStream, series: Any, limit: int, is_living: Callable[..., bool]) -> None:
         cells, attributes = series.read(), series.attributes
         key = _hash_attributes(attributes)
-        if key not in stream.left and len(stream.left) >= limit:
+        if key not in stream.left and len(stream.left) >= limit and not is_living(stream.identity, key):
             attributes = dict(_OVERFLOW_ATTRIBUTES)
             key = _hash_attributes(attributes)
         found = stream.left.get(key)
@@ -159,10 +169,11 @@ class Retired:
         found.born_ns = min(found.born_ns, series.born_ns)
         found.add_exemplars(series.read_exemplars())
 
-    def forget(self, labels: Labels) -> None:
-        """Remove the series that carry all of these labels."""
+    def forget(self, *every: Labels) -> None:
+        """Remove the series that carry all of the labels of one of these."""
+        forgotten = Forgotten(every)
         for stream in self._streams.values():
-            for key in [key for key, series in stream.left.items() if is_gone(stream, series, [labels])]:
+            for key in [key for key, series in stream.left.items() if forgotten.hides(stream, series)]:
                 del stream.left[key]
 
     def save(self, path: Path) -> None:
@@ -231,6 +242,22 @@ class Retired:
                 left[key] = RetiredSeries(attributes, born_ns, terms)
             else:
                 left[key].exemplars = [None if each is None else Exemplar(*each) for each in rest]
+
+
+def followed_by_retired(path: Path) -> float:
+    """The last `forget` that was followed in the file of the retired; all of them where there is none.
+
+    Errors:  OSError if it cannot be read.
+    """
+    try:
+        content = memoryview(path.read_bytes())
+    except FileNotFoundError:
+        return math.inf
+    # The names, and with them the forgets, come first.
+    for record in (found for segment in records.segments(content) for found in records.scan(segment, BEGIN)):
+        told = records.describe(content, record) if record.kind == NAMES else None
+        return float(told["forgets"]) if isinstance(told, dict) and "forgets" in told else 0.0
+    return 0.0
 
 
 def write_beside(path: Path, content: bytes) -> None:

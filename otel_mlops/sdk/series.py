@@ -55,7 +55,8 @@ class Unborn:
         try:
             return self._series.join(index, amount)
         except RecursionError as error:  # attributes within attributes, too deep for here though not for before
-            self._series.stream.drop("attributes", error)
+            if self._series.place is None:
+                self._series.stream.drop("attributes", error)
             return True
 
 

@@ -63,7 +63,7 @@ class Worker:
 
     def forget(self, **labels: str) -> None:
         """Forget here, and tell the others."""
-        self.group.tell_to_forget(labels)
+        self.everyone.tell_to_forget(labels)
         self.follow()
 
     def follow(self) -> None:
