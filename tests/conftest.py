@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -107,9 +108,18 @@ def _impatient_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
 _NOT_SEEN = "gpu_"
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """What the tests of another process have seen (pytest-xdist), they have seen as well."""
+    _seen.update(getattr(node, "workeroutput", {}).get("seen", ()))
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """After a run of everything, docs/seen.txt must list the metrics that stood on a page."""
     config = session.config
+    if hasattr(config, "workeroutput"):
+        config.workeroutput["seen"] = sorted(_seen)
+        return
     everything = not config.option.keyword and config.option.markexpr in ("", "not stress")
     whole = everything and config.args_source is config.ArgsSource.TESTPATHS
     if not whole or session.testsfailed or config.option.collectonly:

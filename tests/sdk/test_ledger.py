@@ -888,3 +888,18 @@ def test_it_is_full_past_its_bytes(tmp_path: Path):
     assert 100_000 / (16 + 32 + 800) - 1 < len(counts) <= 100_000 / (16 + 32 + 800) + 1
     assert not Ledger(Folder(lambda: tmp_path)).is_full
     made.close()
+
+
+def test_a_full_ledger_takes_more_when_what_it_had_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Places that rest are room for others of their size, and what comes in other sizes is bounded all the same."""
+    monkeypatch.setattr(ledger_module, "_REST_S", 0.0)
+    made = Ledger(Folder(lambda: tmp_path), max_bytes=100_000)
+    for size in (100, 100, 100, 150, 200, 250):
+        places: list[Any] = []
+        while not made.is_full:
+            places.append(made.append(SERIES, len(places), size))
+        for place in places:
+            made.forget(place)
+        assert places or size > 100
+        assert made.total_bytes <= 3 * 100_000
+    made.close()
