@@ -201,6 +201,17 @@ def test_what_one_is_told_to_forget_all_forget(join: Join):
     assert [predictions(each) for each in (first, second, third)] == [1.0] * 3
 
 
+def test_who_has_recorded_nothing_makes_the_others_forget(join: Join, tmp_path: Path):
+    """A process of the group that has no ledger, as one that was just forked, tells the others too."""
+    first = join()
+    predict(first, 7)
+    with fresh_telemetry(group="several", state_dir=tmp_path) as silent:
+        assert silent.forget(model_version="v1") == 0
+        assert silent.meter_provider.ledger.path is None
+        assert not collect(first).labels("predictions_total")
+        eventually(lambda: not first.meter_provider.totals(PREDICTIONS))
+
+
 def test_a_late_joiner_has_nothing_to_do_with_what_was_forgotten_before(join: Join):
     """A model that was forgotten and is deployed again counts in the worker that begins with it."""
     first = join()

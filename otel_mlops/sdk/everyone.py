@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from opentelemetry.sdk.metrics._internal._view_instrument_match import _hash_attributes
 
-from otel_mlops.sdk.forgotten import Forgotten
+from otel_mlops.sdk.forgotten import Forgotten, missed
 from otel_mlops.sdk.group import FORGETS as FORGETS_FILE
 from otel_mlops.sdk.group import RETIRED, Group
 from otel_mlops.sdk.merge import KEEP_THE_DEAD, combine_by
@@ -33,7 +33,6 @@ _MOST_RETIRED = 10
 _DEAD = 3
 """The rank of what no living worker says."""
 
-_NOTHING = Forgotten()
 _UNKNOWN = ()
 """Differs from the mark of every file, and from that of none."""
 
@@ -90,17 +89,14 @@ class Everyone:
                 [stream.version for stream in own],
                 self._stale(own),
                 [
-                    (
-                        peer.name, peer.version, peer.forgets, peer.leads, self._stale_of(peer),
-                        self._at_zero(peer.streams, peer),
-                    )  # fmt: skip
+                    (peer.name, peer.version, peer.forgets, peer.leads, self._stale_of(peer), self._at_zero_of(peer))
                     for peer in self._peers.values()
                 ],
                 self._retired_at,
                 self._forgets_at,
                 self._label(),
                 self._ledger.about[FORGETS],
-                self._at_zero(own, None),
+                self._missed_here().at_zero(own),
                 self._ledger.about[LEADS],
             )
             if version != self._version:
@@ -219,12 +215,10 @@ class Everyone:
 
     def _is_living(self, identity: tuple[Any, ...], key: Any) -> bool:
         """Whether a living worker has a series: its total must not lose what the dead have added."""
-        others = (
-            stream.by_attributes for peer in self._peers.values() if peer.is_alive for stream in peer.streams
-            if stream.identity == identity
-        )  # fmt: skip
-        own = (stream.series for stream in self._streams() if identity_of(stream) == identity)
-        return any(key in series for series in (*own, *others))
+        if any(key in stream.series for stream in self._streams() if identity_of(stream) == identity):
+            return True
+        others = [stream for peer in self._peers.values() if peer.is_alive for stream in peer.streams]
+        return any(key in stream.by_attributes for stream in others if stream.identity == identity)
 
     def _look(self) -> bool:
         """See who is there: every number is read once, as a dead worker's ledger or among the retired.
@@ -289,36 +283,16 @@ class Everyone:
         self._peers.pop(peer.name, None)
         peer.close()
 
-    def _missed_by(self, peer: Peer | None) -> Forgotten:
-        """What a worker, or this one, was told to forget and has not forgotten itself."""
-        if peer is not None:
-            return self._since(peer.forgets, peer.zeroed)
+    def _missed_by(self, peer: Peer) -> Forgotten:
+        """What a worker was told to forget and has not forgotten itself."""
+        return missed(self._forgets, peer.forgets, peer.zeroed)
+
+    def _at_zero_of(self, peer: Peer) -> frozenset[tuple[int, int]]:
+        return self._missed_by(peer).at_zero(peer.streams)
+
+    def _missed_here(self) -> Forgotten:
         about = self._ledger.about
-        return _NOTHING if self._ledger.path is None else self._since(about[FORGETS], about[ZEROED])
-
-    def _since(self, followed: float, zeroed: float = 0.0) -> Forgotten:
-        late = [each for each in self._forgets if each[0] > followed]
-        if not late:
-            return _NOTHING
-        return Forgotten(
-            (labels for number, labels in late if number > zeroed),
-            until_recorded=(labels for number, labels in late if number <= zeroed),
-        )
-
-    def _at_zero(self, streams: Sequence[Any], peer: Peer | None) -> frozenset[tuple[int, int]]:
-        """Which series are hidden only until something is recorded into them."""
-        followed, zeroed = (
-            (self._ledger.about[FORGETS], self._ledger.about[ZEROED]) if peer is None else (peer.forgets, peer.zeroed)
-        )
-        if zeroed <= followed:
-            return frozenset()
-        missed = self._missed_by(peer)
-        return frozenset(
-            (index, place)
-            for index, stream in enumerate(streams)
-            for place, each in enumerate(stream.living())
-            if not any(each.read()) and missed.hides(stream, each)
-        )
+        return Forgotten() if self._ledger.path is None else missed(self._forgets, about[FORGETS], about[ZEROED])
 
     def _has_begun_anew(self, labels: Mapping[str, str]) -> bool:
         """Whether this worker has recorded into a series since another has set it to zero."""
@@ -328,22 +302,21 @@ class Everyone:
         )
 
     def _gather(self, own: list[Stream]) -> list[Share]:
-        missed = self._missed_by(None)
-        stale = self._stale(own)
+        gone, stale = self._missed_here(), self._stale(own)
         rank = _rank(leads=bool(self._ledger.about[LEADS]), label=self._label())
         found = [
-            (rank, Share(stream, _kept(stream, missed), _worker(stream, self._label())))
+            (rank, Share(stream, gone.kept(stream), _worker(stream, self._label())))
             for index, stream in enumerate(own)
             if index not in stale
         ]
         for peer in sorted(self._peers.values(), key=lambda each: (each.number is None, each.number, each.name)):
-            missed, stale = self._missed_by(peer), self._stale_of(peer)
+            gone, stale = self._missed_by(peer), self._stale_of(peer)
             rank = _rank(leads=peer.leads, label=peer.label) if peer.is_alive else _DEAD
             for index, stream in enumerate(peer.streams):
                 if index not in stale and (peer.is_alive or stream.rule in KEEP_THE_DEAD):
-                    found.append((rank, Share(stream, _kept(stream, missed), _worker(stream, peer.label))))
-        missed = self._since(self._retired.forgets)
-        found += [(_DEAD, Share(retired, [*retired.living(missed)], None)) for retired in self._retired.streams]
+                    found.append((rank, Share(stream, gone.kept(stream), _worker(stream, peer.label))))
+        gone = missed(self._forgets, self._retired.forgets)
+        found += [(_DEAD, Share(retired, [*retired.living(gone)], None)) for retired in self._retired.streams]
         return _in_order(found)
 
     def _label(self) -> str | None:
@@ -378,35 +351,29 @@ def _rank(*, leads: bool, label: str | None) -> int:
 def _in_order(found: list[tuple[int, Share]]) -> list[Share]:
     """The shares in the order in which they count, where the first one does: the leader's, or the youngest bounds.
 
-    Bounds are as young as the worker that recorded by them last of all for the first time; what is recorded later
-    changes nothing.
+    Bounds are as young as the last living worker that began to record by them, the dead where none lives; what is
+    recorded later changes nothing.
     """
-    ages: dict[Any, dict[Any, int]] = {}
+    births: dict[Any, dict[Any, tuple[bool, int]]] = {}
     for rank, (stream, every, _) in found:
         born = [each.born_ns for each in every if each.born_ns]
-        if stream.kind == "histogram" and rank != _DEAD and born:
-            of_metric = ages.setdefault((stream.name, stream.scope.name), {})
-            of_metric[stream.bounds] = max(min(born), of_metric.get(stream.bounds, 0))
+        if stream.kind == "histogram" and born:
+            of_metric = births.setdefault((stream.name, stream.scope.name), {})
+            of_metric[stream.bounds] = max((rank != _DEAD, min(born)), of_metric.get(stream.bounds, (False, 0)))
 
-    def place(each: tuple[int, Share]) -> tuple[int, int]:
+    def place(each: tuple[int, Share]) -> int:
         rank, (stream, _, _) = each
-        of_metric = ages.get((stream.name, stream.scope.name), {})
-        if stream.rule == "once" or stream.kind != "histogram" or not of_metric:
-            return rank * (stream.rule == "once"), 0
-        age = of_metric.get(stream.bounds, 0)
-        return (0, 0) if age == max(of_metric.values()) else (1, -age)
+        if stream.rule == "once":
+            return rank
+        of_metric = births.get((stream.name, stream.scope.name), {})
+        birth = of_metric.get(stream.bounds)
+        return sum(birth < other for other in of_metric.values()) if birth else 0
 
     return [share for _, share in sorted(found, key=place)]
 
 
 def _worker(stream: Any, label: str | None) -> str | None:
     return label if stream.rule == "worker" else None
-
-
-def _kept(stream: Any, missed: Forgotten) -> list[Any]:
-    """The series of a stream, but for those that were forgotten and that its worker has not got round to."""
-    series = stream.living()
-    return [each for each in series if not missed.hides(stream, each)] if missed else series
 
 
 def _mark(path: Path) -> tuple[int, ...] | None:

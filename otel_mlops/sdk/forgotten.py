@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 Labels = Mapping[str, str]
@@ -29,6 +29,34 @@ class Forgotten:
         if _is_in(self._every, series.attributes):
             return stream.kind != "updown" or not any(series.read())
         return bool(self._until_recorded) and not any(series.read()) and _is_in(self._until_recorded, series.attributes)
+
+    def kept(self, stream: Any) -> list[Any]:
+        """The series of a stream, but for those that are gone."""
+        series: list[Any] = stream.living()
+        return [each for each in series if not self.hides(stream, each)] if self else series
+
+    def at_zero(self, streams: Sequence[Any]) -> frozenset[tuple[int, int]]:
+        """Which series, by the numbers of their stream and their own, are gone only until something is recorded."""
+        if not self._until_recorded:
+            return frozenset()
+        return frozenset(
+            (index, number)
+            for index, stream in enumerate(streams)
+            for number, each in enumerate(stream.living())
+            if not any(each.read()) and self.hides(stream, each)
+        )
+
+
+def missed(forgets: Sequence[tuple[int, Labels]], followed: float, zeroed: float = 0.0) -> Forgotten:
+    """What a worker was told to forget and has not forgotten itself.
+
+    It has `followed` the calls up to one, and others have set its cells to zero for those up to `zeroed`.
+    """
+    late = [each for each in forgets if each[0] > followed]
+    return Forgotten(
+        (labels for number, labels in late if number > zeroed),
+        until_recorded=(labels for number, labels in late if number <= zeroed),
+    )
 
 
 def _index(every: Iterable[Labels]) -> dict[tuple[str, ...], Any]:

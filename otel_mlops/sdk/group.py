@@ -291,12 +291,16 @@ class Group:
     def _followed(self) -> tuple[float, float]:
         """The last `forget` that everybody has followed, and the last that was, or was carried out for them."""
         followed = carried_out = math.inf
-        for path in self.ledgers():
-            with suppress(FileNotFoundError):  # folded just now: the retired, who are asked after it, have it
-                about = about_of(path)
-                followed = min(followed, about[FOLLOWED])
-                carried_out = min(carried_out, max(about[FOLLOWED], about[ZEROED]))
-        retired = followed_by_retired(self.folder / RETIRED)
+        try:
+            for path in self.ledgers():
+                with suppress(FileNotFoundError):  # folded just now: the retired, who are asked after it, have it
+                    about = about_of(path)
+                    followed = min(followed, about[FOLLOWED])
+                    carried_out = min(carried_out, max(about[FOLLOWED], about[ZEROED]))
+            retired = followed_by_retired(self.folder / RETIRED)
+        except OSError as error:
+            _logger.debug("all calls of forget are kept: %s", error)
+            return 0.0, 0.0
         return min(followed, retired), min(carried_out, retired)
 
 

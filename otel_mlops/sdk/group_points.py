@@ -135,6 +135,7 @@ class GroupPoints(Points):
 def _arrange(shares: list[Share]) -> list[_Together]:
     metrics: dict[Any, _Together] = {}
     scopes: dict[Any, InstrumentationScope] = {}
+    bounds: dict[bytes, Any] = {}
     for stream, every, worker in shares:
         about, scope = (*identity_of(stream), stream.observed), stream.scope
         # Ours come first: a ledger does not tell the attributes of a scope.
@@ -142,6 +143,9 @@ def _arrange(shares: list[Share]) -> list[_Together]:
         metric = metrics.setdefault(about, _Together(stream, scope, {}))
         for series in every:
             attributes = _shown(series.attributes, worker)
+            apart_from_bounds = encode([[each for each in about if each != stream.bounds], sorted(attributes.items())])
+            if bounds.setdefault(apart_from_bounds, stream.bounds) != stream.bounds:
+                continue  # as on the page: counts of other buckets are not told as the same series'
             key = blake2b(encode([about, sorted(attributes.items())]), digest_size=16).hexdigest()
             metric.series.setdefault(key, (attributes, []))[1].append(series)
     return list(metrics.values())

@@ -245,7 +245,7 @@ class Retired:
 
 
 def followed_by_retired(path: Path) -> float:
-    """The last `forget` that was followed in the file of the retired; all of them where there is none.
+    """The last `forget` that was followed in the file of the retired, which begins with it; inf where there is none.
 
     Errors:  OSError if it cannot be read.
     """
@@ -253,10 +253,11 @@ def followed_by_retired(path: Path) -> float:
         content = memoryview(path.read_bytes())
     except FileNotFoundError:
         return math.inf
-    # The names, and with them the forgets, come first.
-    for record in (found for segment in records.segments(content) for found in records.scan(segment, BEGIN)):
-        told = records.describe(content, record) if record.kind == NAMES else None
-        return float(told["forgets"]) if isinstance(told, dict) and "forgets" in told else 0.0
+    for segment in records.segments(content):
+        first = next(records.scan(segment, BEGIN), None)
+        told = None if first is None or first.kind != NAMES else records.describe(segment, first)
+        followed = told.get("forgets") if isinstance(told, dict) else None
+        return float(followed) if isinstance(followed, int | float) else 0.0
     return 0.0
 
 

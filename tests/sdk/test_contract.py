@@ -169,6 +169,14 @@ CONTRACT: dict[str, Callable[[Any], object]] = {
     "MetricReaderStorage.consume_measurement": lambda s: (
         parameters(s.storage.consume_measurement) == ["measurement", "should_sample_exemplar"]
     ),
+    "MetricReaderStorage._instrument_view_instrument_matches": lambda s: (
+        list(s.storage._instrument_view_instrument_matches) == [s.counter, s.observable]
+    ),
+    "_ViewInstrumentMatch._attributes_aggregation": lambda s: all(
+        len(match._attributes_aggregation) == 1
+        for matches in s.storage._instrument_view_instrument_matches.values()
+        for match in matches
+    ),
     "MetricReaderStorage.collect": lambda s: s.storage.collect() is not None,
     # Readers and views.
     "MetricReader._collect": lambda s: s.reader._collect == s.consumer.collect,

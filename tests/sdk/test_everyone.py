@@ -35,7 +35,7 @@ from otel_mlops.sdk.group import RETIRED, Group
 from otel_mlops.sdk.ledger import Ledger
 from otel_mlops.sdk.peers import Peer
 from otel_mlops.sdk.provider import MeterProvider
-from otel_mlops.sdk.records import SERIES, STREAM
+from otel_mlops.sdk.records import FORGETS, LEADS, SERIES, STREAM
 from otel_mlops.sdk.retired import Retired
 from tests.sdk.test_merge import FLOATS, exactly
 from tests.sdk.test_peers import GARBAGE, fail, in_span
@@ -335,6 +335,136 @@ def test_what_callbacks_said_too_long_ago_is_not_shown(open_worker: OpenWorker, 
     assert 'level{worker="0"}' in mine.page()
 
 
+def test_what_the_own_callbacks_said_too_long_ago_is_not_shown(
+    open_worker: OpenWorker, monkeypatch: pytest.MonkeyPatch
+):
+    """Where a callback of this very worker hangs its level is gone from its page after a while, its counts stay."""
+    mine = open_worker(stale_s=15.0)
+    mine.meter.create_observable_gauge("level", [lambda _: [Observation(5)]])
+    mine.meter.create_observable_counter("process.cpu.time", [lambda _: [Observation(9)]])
+    assert mine.page() == {'level{worker="0"}': 5.0, "process_cpu_time_total": 9.0}
+    monkeypatch.setattr(mine.provider._observed, "refresh", lambda *_: None)  # as while another thread hangs in it
+    now = time.monotonic()
+    for later_s, is_shown in ((14.0, True), (16.0, False)):
+        monkeypatch.setattr(everyone_module.time, "monotonic", lambda at=now + later_s: at)
+        page = mine.page()
+        assert ('level{worker="0"}' in page) is is_shown
+        assert page["process_cpu_time_total"] == 9.0
+
+
+def test_what_callbacks_counted_stays_when_they_fail(open_worker: OpenWorker):
+    """A callback that fails once takes nothing off a total; a level that nobody says is gone."""
+    mine, other = open_worker(), open_worker()
+    fails = False
+
+    def say(_options: object) -> list[Observation]:
+        if fails:
+            raise OSError("once")
+        return [Observation(1000)]
+
+    for worker in (mine, other):
+        worker.meter.create_observable_counter("process.cpu.time", [say])
+    mine.meter.create_observable_gauge("level", [say])
+    mine.page()
+    other.page()
+    assert mine.page() == {"process_cpu_time_total": 2000.0, 'level{worker="0"}': 1000.0}
+    fails = True
+    assert [worker.page() for worker in (mine, other)] == [{"process_cpu_time_total": 2000.0}] * 2
+
+
+def test_what_callbacks_count_goes_on_when_a_worker_comes_back(open_worker: OpenWorker):
+    """What a worker's callbacks counted stays with the group, and of their totals only the rest comes on top."""
+    mine, other = open_worker(), open_worker()
+    other.meter.create_counter("c").add(1)
+    total = 10.0
+    mine.meter.create_observable_counter("process.cpu.time", [lambda _: [Observation(total)]])
+    assert mine.page()["process_cpu_time_total"] == 10.0
+    for total in (11.5, 12.0):
+        mine.provider.leave()
+        assert other.page()["process_cpu_time_total"] == total - (1.5 if total == 11.5 else 0.5)
+        mine.provider.ledger.rejoin()
+        other.everyone.retire()
+        assert mine.page()["process_cpu_time_total"] == other.page()["process_cpu_time_total"] == total
+    mine.die()
+    assert other.page()["process_cpu_time_total"] == 12.0
+
+
+def test_callbacks_that_begin_anew_count_from_nothing(open_worker: OpenWorker):
+    """Less than what stayed with the group is a new count: all of it comes on top."""
+    mine, other = open_worker(), open_worker()
+    other.meter.create_counter("c").add(1)
+    total = 10.0
+    mine.meter.create_observable_counter("process.cpu.time", [lambda _: [Observation(total)]])
+    mine.page()
+    mine.provider.leave()
+    mine.provider.ledger.rejoin()
+    total = 3.0
+    assert mine.page()["process_cpu_time_total"] == 13.0
+    total = 4.0
+    assert mine.page()["process_cpu_time_total"] == 14.0
+    mine.provider.leave()
+    mine.provider.ledger.rejoin()
+    mine.provider._observed.after_fork()  # what its parent counted is nothing to a child
+    total = 5.0
+    assert mine.page()["process_cpu_time_total"] == 19.0
+
+
+def test_only_what_callbacks_say_now_counts_towards_the_cap(open_worker: OpenWorker):
+    """Attributes that change with every word never fill a metric of which few series live."""
+    mine = open_worker(max_series=100)
+    said = 0
+
+    def say(_options: object) -> list[Observation]:
+        nonlocal said
+        said += 1
+        return [Observation(1, {"pid": f"{said}-{number}"}) for number in range(90)]
+
+    mine.meter.create_observable_gauge("per_pid", [say])
+    for _ in range(30):
+        page = mine.page()
+        assert len(page) == 90
+        assert not any("overflow" in series for series in page)
+
+
+def test_an_overflow_of_what_callbacks_say_ends_with_it(open_worker: OpenWorker):
+    """Where fewer series are said again there is no overflow any more, and none while there is room."""
+    mine = open_worker(max_series=5)
+    many = 5
+    mine.meter.create_observable_gauge(
+        "level", [lambda _: [Observation(1, {"n": f"{many}-{number}"}) for number in range(many)]]
+    )
+    for many in (5, 7, 8, 4):
+        page = mine.page()
+        assert len(page) == min(many, 6)
+        assert ('level{otel_metric_overflow="true",worker="0"}' in page) is (many > 5)
+        version = mine.everyone.shares()[0]
+        assert mine.page() == page
+        assert mine.everyone.shares()[0] == version
+
+
+def test_what_is_shown_once_is_the_leaders(open_worker: OpenWorker, state: Path):
+    """The process of the page, or any worker that makes one, shows the leader's word, whoever spoke last."""
+    first, leader, last = (open_worker() for _ in range(3))
+    outside = Worker(state, Group("group", state, inherited_lead=-1))
+    outside.meter.create_counter("mine").add(1)
+    for number, worker in ((0, first), (1, leader), (2, last)):
+        worker.meter.create_observable_counter("system.network.io", [lambda _, n=number: [Observation(10 + n)]])
+        worker.page()
+    leader.provider.ledger.about[LEADS] = 1.0
+    for worker in (outside, leader, first, last):
+        assert worker.page()["system_network_io_total"] == 11.0
+    leader.provider.ledger.about[LEADS], last.provider.ledger.about[LEADS] = 0.0, 1.0
+    assert first.page()["system_network_io_total"] == 12.0
+    first.provider.ledger.about[LEADS] = 1.0  # for a moment both say so
+    assert first.page()["system_network_io_total"] == 10.0
+    first.provider.ledger.about[LEADS] = 0.0
+    outside.provider.ledger.about[LEADS] = 1.0
+    assert outside.page()["system_network_io_total"] == 12.0
+    outside.meter.create_observable_counter("system.network.io", [lambda _: [Observation(13)]])
+    outside.page()
+    assert last.page()["system_network_io_total"] == 13.0
+
+
 # --- Forgetting ----------------------------------------------------------------------------------------------
 
 
@@ -427,7 +557,199 @@ def test_each_is_told_once_what_to_forget(open_worker: OpenWorker):
     assert [*mine.everyone.follow()] == []
 
 
+def test_who_has_nothing_to_show_tells_the_others_to_forget(open_worker: OpenWorker, state: Path):
+    """A process without a ledger asks the group too; where there is none, nothing is made for it."""
+    silent = open_worker()
+    silent.forget(v="1")
+    assert [*state.iterdir()] == []
+    other = open_worker()
+    other.meter.create_counter("c").add(5, {"v": "1"})
+    silent.forget(v="1")
+    assert silent.provider.ledger.path is None
+    assert other.page() == {}
+    assert [*other.everyone.follow()] == [{"v": "1"}]
+
+
+# --- Those that have not started, and follow nobody --------------------------------------------------------------
+
+
+def unstarted(open_worker: OpenWorker) -> Worker:
+    """A worker that has not started: a master that imports the application, or a forked child that records."""
+    made = open_worker()
+    made.provider.ledger.note_started(has_started=False)
+    return made
+
+
+def record_all(worker: Worker, amount: float, bounds: float = 1.0) -> None:
+    """Record a number into each kind of instrument."""
+    meter = worker.meter
+    meter.create_counter("c").add(amount, {"v": "1"})
+    meter.create_histogram("h", explicit_bucket_boundaries_advisory=[bounds]).record(amount, {"v": "1"})
+    meter.create_gauge("g").set(amount, {"v": "1"})
+
+
+def shown(amount: float, worker: str) -> dict[str, float]:
+    """What the page shows of it."""
+    return {
+        'c_total{v="1"}': amount,
+        'h_bucket{v="1",le="1.0"}': 0.0,
+        'h_bucket{v="1",le="+Inf"}': 1.0,
+        'h_count{v="1"}': 1.0,
+        'h_sum{v="1"}': amount,
+        f'g{{v="1",worker="{worker}"}}': amount,
+    }
+
+
+@pytest.mark.parametrize("is_dead", [False, True])
+def test_what_follows_nobody_is_set_to_zero(open_worker: OpenWorker, is_dead: bool):
+    """A series of who has not started is gone with the call, and what is recorded later shows, from nothing."""
+    mine, child = open_worker(), unstarted(open_worker)
+    mine.meter.create_counter("mine").add(1)
+    record_all(child, 7)
+    child.meter.create_counter("c").add(3, {"v": "2"})
+    mine.forget(v="1")
+    kept = {"mine_total": 1.0, 'c_total{v="2"}': 3.0}
+    assert mine.page() == child.page() == kept
+    if is_dead:
+        child.die()
+        assert mine.page() == kept
+        mine.everyone.retire()
+        assert mine.page() == kept
+        return
+    record_all(child, 5)
+    assert mine.page() == child.page() == {**kept, **shown(5.0, "1")}
+    child.die()
+    kept |= {sample: value for sample, value in shown(5.0, "1").items() if not sample.startswith("g")}
+    assert mine.page() == kept
+    mine.everyone.retire()
+    assert mine.page() == kept
+
+
+def test_each_forget_sets_to_zero_again(open_worker: OpenWorker):
+    """The second call forgets what was recorded since the first, and a call for others leaves it."""
+    mine, child = open_worker(), unstarted(open_worker)
+    counter = child.meter.create_counter("c")
+    for amount in (1.0, 2.0):
+        counter.add(amount, {"v": "1"})
+        mine.forget(v="2")
+        assert mine.page() == {'c_total{v="1"}': amount}
+        mine.forget(v="1")
+        assert mine.page() == {}
+
+
+def test_an_up_down_counter_in_use_is_not_set_to_zero(open_worker: OpenWorker):
+    """What is under way in who has not started stays, and may end."""
+    mine, child = open_worker(), unstarted(open_worker)
+    counter = child.meter.create_up_down_counter("u")
+    counter.add(2, {"v": "1"})
+    mine.forget(v="1")
+    assert mine.page() == {'u{v="1"}': 2.0}
+    counter.add(-2, {"v": "1"})
+    assert mine.page() == {}
+
+
+def test_exemplars_go_with_the_numbers(open_worker: OpenWorker):
+    """What was set to zero has no exemplar, and one that is taken later is shown."""
+    mine, child = open_worker(), unstarted(open_worker)
+    histogram = child.meter.create_histogram("h", explicit_bucket_boundaries_advisory=[1.0])
+    for value, exemplars in ((0.5, 1), (3.0, 1)):
+        token = in_span(7)
+        histogram.record(value, {"v": "1"})
+        otel_context.detach(token)
+        page = mine.reader.page("application/openmetrics-text").body.decode()
+        assert page.count("trace_id") == exemplars
+        mine.forget(v="1")
+
+
+def test_who_starts_later_keeps_what_it_has_recorded_since(open_worker: OpenWorker):
+    """Of what others have set to zero for it, a worker that starts forgets what still stands there."""
+    mine, late = open_worker(), unstarted(open_worker)
+    counter = late.meter.create_counter("c")
+    for version in "12":
+        counter.add(1, {"v": version})
+        mine.forget(v=version)
+    counter.add(5, {"v": "1"})
+    late.provider.ledger.note_started(has_started=True)
+    assert mine.page() == late.page() == {'c_total{v="1"}': 5.0}
+    assert [*late.everyone.follow()] == [{"v": "2"}]
+    late.follow()
+    assert late.provider.ledger.about[FORGETS] == 2.0
+
+
+def test_what_cannot_be_set_to_zero_stays_hidden(
+    open_worker: OpenWorker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """It is said, and the next call of `forget` tries again."""
+    mine, child = open_worker(), unstarted(open_worker)
+    mine.meter.create_counter("mine").add(1)
+    counter = child.meter.create_counter("c")
+    counter.add(1, {"v": "1"})
+    with monkeypatch.context() as patched:
+        patched.setattr(Peer, "zero", fail)
+        mine.forget(v="1")
+    counter.add(1, {"v": "1"})
+    assert mine.page() == {"mine_total": 1.0}
+    assert [each for each in said(caplog) if "cannot be written: [Errno 24]" in each]
+    mine.forget(v="2")
+    counter.add(1, {"v": "1"})
+    assert mine.page() == {"mine_total": 1.0, 'c_total{v="1"}': 1.0}
+
+
+def test_a_storm_of_forgets_loses_none(open_worker: OpenWorker):
+    """Nobody brings a series back that was forgotten long ago: neither the living, nor the dead, nor the retired."""
+    mine, busy, dying, child = open_worker(), open_worker(), open_worker(), unstarted(open_worker)
+    gone = open_worker()
+    for worker in (busy, dying, child, gone):
+        worker.meter.create_counter("c").add(1, {"v": "first"})
+    mine.meter.create_counter("mine").add(1)
+    gone.die()
+    mine.everyone.retire()
+    mine.forget(v="first")
+    for number in range(300):
+        mine.group.tell_to_forget({"v": str(number)})
+    dying.die()
+    assert mine.page() == busy.page() == {"mine_total": 1.0}
+    mine.everyone.retire()
+    busy.follow()
+    assert mine.page() == busy.page() == {"mine_total": 1.0}
+
+
 # --- Older code, foreign files, and what cannot be read --------------------------------------------------------
+
+
+def test_the_youngest_workers_buckets_are_shown(open_worker: OpenWorker):
+    """In a rolling restart with other bounds the newcomer's are shown, whoever makes the page and records what then."""
+    old, new = open_worker(), open_worker()
+    reader = open_worker()
+    reader.meter.create_counter("c").add(1)
+    for worker, bounds, times in ((old, [1.0, 2.0], 10), (new, [5.0], 3)):
+        for _ in range(times):
+            worker.meter.create_histogram("h", explicit_bucket_boundaries_advisory=bounds).record(1)
+    old.meter.create_histogram("h").record(1, {"k": "later"})
+    for worker in (old, new, reader):
+        page = worker.page()
+        assert page["h_count"] == page['h_bucket{le="5.0"}'] == 3.0
+        assert page['h_count{k="later"}'] == 1.0
+    old.die()
+    assert reader.page()["h_count"] == 3.0
+    reader.everyone.retire()
+    assert reader.page()["h_count"] == 3.0
+    new.die()
+    assert reader.page()["h_count"] == 3.0
+    reader.everyone.retire()
+    assert reader.page()["h_count"] == 3.0
+
+
+def test_the_buckets_of_the_living_come_before_those_of_the_dead(open_worker: OpenWorker):
+    """Where the newcomer has died the older worker's bounds are shown, whether it is folded or not."""
+    old, new = open_worker(), open_worker()
+    for worker, bounds, times in ((old, [1.0, 2.0], 2), (new, [5.0], 3)):
+        for _ in range(times):
+            worker.meter.create_histogram("h", explicit_bucket_boundaries_advisory=bounds).record(1)
+    new.die()
+    assert open_worker().page()["h_count"] == 2.0
+    old.everyone.retire()
+    assert open_worker().page()["h_count"] == 2.0
 
 
 def test_other_buckets_are_left_out_and_told(open_worker: OpenWorker, caplog: pytest.LogCaptureFixture):
@@ -751,8 +1073,9 @@ def test_a_step_that_fails_is_tried_again(
         assert worker.page()["c_total"] == total
 
 
-def test_the_cap_of_series_holds_for_the_dead(open_worker: OpenWorker):
-    """Workers that come and go with ever new labels leave no more series than one worker may have."""
+def test_the_cap_of_series_holds_for_the_dead(open_worker: OpenWorker, monkeypatch: pytest.MonkeyPatch):
+    """Workers that come and go with ever new labels leave a bounded number of series."""
+    monkeypatch.setattr(everyone_module, "_MOST_RETIRED", 1)
     leader = open_worker(max_series=5)
     leader.meter.create_counter("mine").add(1)
     for number in range(20):
@@ -763,6 +1086,26 @@ def test_the_cap_of_series_holds_for_the_dead(open_worker: OpenWorker):
     page = leader.page()
     assert len(page) == 1 + 6
     assert page['c_total{otel_metric_overflow="true"}'] == 15.0
+
+
+@pytest.mark.parametrize("most", [1, 10])
+def test_a_total_that_a_living_worker_has_goes_on_past_the_cap(
+    open_worker: OpenWorker, monkeypatch: pytest.MonkeyPatch, most: int
+):
+    """However many series the dead have left, none that the living have as well steps back."""
+    monkeypatch.setattr(everyone_module, "_MOST_RETIRED", most)
+    leader = open_worker(max_series=5)
+    leader.meter.create_counter("c").add(1, {"n": "leader's"})
+    first, second, other = (open_worker(max_series=5) for _ in range(3))
+    for worker, numbers in ((first, range(5)), (second, range(5, 9)), (other, range(5, 9))):
+        for number in numbers:
+            worker.meter.create_counter("c").add(10, {"n": number})
+    second.meter.create_counter("c").add(10, {"n": "leader's"})
+    before = leader.page()
+    for worker in (first, second):
+        worker.die()
+        leader.everyone.retire()
+        assert leader.page() == before == other.page()
 
 
 # --- Who is there --------------------------------------------------------------------------------------------

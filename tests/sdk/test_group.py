@@ -19,11 +19,13 @@ from typing import Any
 import pytest
 
 from otel_mlops.sdk import group as group_module
+from otel_mlops.sdk import records
 from otel_mlops.sdk.files import is_alive
 from otel_mlops.sdk.group import FORGETS, RETIRED, Group, group_of
 from otel_mlops.sdk.ledger import SEGMENT_BYTES, Ledger
 from otel_mlops.sdk.provider import MeterProvider
 from otel_mlops.sdk.records import SERIES, Record, read_ledger
+from otel_mlops.sdk.retired import Retired
 from otel_mlops.settings import Settings
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork: run this on Linux or macOS")
@@ -578,7 +580,7 @@ def test_forgets_of_two_threads_have_a_number_each(tmp_path: Path, group: Group,
 
     def tell(which: int) -> None:
         mine = Group("house", tmp_path)
-        numbers.extend(mine.tell_to_forget({"thread": str(which)}) for _ in range(10))
+        numbers.extend(mine.tell_to_forget({"thread": f"{which}.{each}"}) for each in range(10))
 
     threads = [threading.Thread(target=tell, args=(which,)) for which in range(3)]
     for each in threads:
@@ -589,13 +591,78 @@ def test_forgets_of_two_threads_have_a_number_each(tmp_path: Path, group: Group,
     assert [number for number, _ in group.forgets()] == list(range(1, 31))
 
 
-def test_old_forgets_are_not_kept_for_ever(group: Group, open_ledger: Any, monkeypatch: pytest.MonkeyPatch):
-    """The last ones are kept, under numbers that go on."""
-    monkeypatch.setattr(group_module, "_MOST_FORGETS", 3)
-    open_ledger(group)
-    for number in range(5):
+def tell(group: Group, *each: int) -> list[int]:
+    """Have everybody forget, and return the numbers of the calls that are kept then."""
+    for number in each:
         group.tell_to_forget({"n": str(number)})
-    assert group.forgets() == [(3, {"n": "2"}), (4, {"n": "3"}), (5, {"n": "4"})]
+    return [number for number, _ in group.forgets()]
+
+
+def test_what_is_forgotten_again_is_listed_once(group: Group, open_ledger: Any):
+    """Of calls with the same labels the last one is kept."""
+    open_ledger(group)
+    assert tell(group, 7, 8, 7) == [2, 3]
+    assert group.forgets() == [(2, {"n": "8"}), (3, {"n": "7"})]
+
+
+def test_forgets_that_everybody_has_followed_are_not_kept_for_ever(
+    tmp_path: Path, group: Group, open_ledger: Any, monkeypatch: pytest.MonkeyPatch
+):
+    """The last ones are kept, under numbers that go on, and those that a ledger or the retired have yet to follow."""
+    monkeypatch.setattr(group_module, "_MANY_FORGETS", 3)
+    first, second = open_ledger(group), open_ledger(Group("house", tmp_path))
+    assert tell(group, 1, 2, 3, 4, 5) == [1, 2, 3, 4, 5]
+    first.about[records.FORGETS], second.about[records.FORGETS] = 5.0, 2.0
+    assert tell(group, 6) == [3, 4, 5, 6]
+    retired = Retired()
+    retired.forgets = 4
+    retired.save(group.folder / RETIRED)
+    second.about[records.FORGETS] = 6.0
+    retired.names.append("x")
+    assert tell(group, 7) == [5, 6, 7]
+    retired.forgets = 0
+    retired.save(group.folder / RETIRED)
+    assert tell(group, 8) == [5, 6, 7, 8]
+
+
+@pytest.mark.parametrize(("name", "content"), [("x.ledger", b""), ("x.ledger", None), (RETIRED, b"x"), (RETIRED, None)])
+def test_what_cannot_be_read_keeps_all_forgets(
+    group: Group, open_ledger: Any, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes | None
+):
+    """A strange file in the folder takes nothing off the list, and stops nobody from forgetting."""
+    monkeypatch.setattr(group_module, "_MANY_FORGETS", 1)
+    made = open_ledger(group)
+    made.about[records.FORGETS] = 100.0
+    assert tell(group, 1, 2) == [2]
+    path = group.folder / name
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_bytes(content)
+    assert tell(group, 3, 4) == [2, 3, 4]
+    if content is None:
+        path.rmdir()
+    else:
+        path.unlink()
+    assert tell(group, 5) == [5]
+
+
+@pytest.mark.parametrize("is_carried_out", [False, True])
+def test_no_more_than_so_many_forgets_are_kept(
+    group: Group,
+    open_ledger: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    is_carried_out: bool,
+):
+    """Where somebody never follows, the oldest go at last; it is said once, unless they were carried out there."""
+    monkeypatch.setattr(group_module, "_MANY_FORGETS", 3)
+    monkeypatch.setattr(group_module, "_MOST_FORGETS", 5)
+    made = open_ledger(group)
+    made.about[records.ZEROED] = 100.0 if is_carried_out else 0.0
+    assert tell(group, *range(9)) == [5, 6, 7, 8, 9]
+    told = [each for each in caplog.records if "do not follow" in each.getMessage()]
+    assert len(told) == (0 if is_carried_out else 1)
 
 
 # --- Leading ------------------------------------------------------------------------------------------------

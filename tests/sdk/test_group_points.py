@@ -483,12 +483,20 @@ def test_what_another_counts_less_of_is_told_from_nothing(workers):
     """Of what one worker tells for all the next may have counted less: no difference is less than nothing."""
     one, two = workers(), workers()
     for worker, times in ((one, 3), (two, 2)):
-        for _ in range(times):
-            worker.meter.create_counter("hw.c").add(1)
-            worker.meter.create_histogram("hw.h", explicit_bucket_boundaries_advisory=[]).record(1)
-    assert Pushing(one, delta=True).push() == {about("hw.c"): 3.0, about("hw.h"): (3, 3.0)}
+        worker.meter.create_observable_counter("hw.c", [lambda _, said=times: [Observation(said)]])
+        worker.page()
+    assert Pushing(one, delta=True).push() == {about("hw.c"): 3.0}
     one.die()
-    assert Pushing(two, delta=True).push() == {about("hw.c"): 2.0, about("hw.h"): (2, 2.0)}
+    assert Pushing(two, delta=True).push() == {about("hw.c"): 2.0}
+
+
+def test_of_other_bounds_the_youngest_are_told(workers):
+    """Where workers differ in a histogram's buckets the same series is told once, by the bounds of the newcomer."""
+    old, new = workers(), workers()
+    old.meter.create_histogram("h", explicit_bucket_boundaries_advisory=[1.0, 2.0]).record(1)
+    new.meter.create_histogram("h", explicit_bucket_boundaries_advisory=[5.0]).record(3)
+    for worker in (old, new):
+        assert Pushing(worker).push() == {about("h"): (1, 0, 3.0)}
 
 
 def test_what_is_recorded_and_what_callbacks_say_may_differ_in_kind(workers):

@@ -22,6 +22,7 @@ from otel_mlops.sdk.group import Group
 from otel_mlops.sdk.ledger import Ledger
 from otel_mlops.sdk.member import Member
 from otel_mlops.sdk.provider import MeterProvider
+from otel_mlops.sdk.records import LEADS
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork: run this on Linux or macOS")
 
@@ -126,6 +127,7 @@ def test_who_is_alone_leads_at_once(hire: Callable[..., Worker]):
     worker.member.start()
     assert worker.calls == ["lead"]
     assert worker.member.leads
+    assert worker.provider.ledger.about[LEADS] == 1.0  # which the others see
     worker.member.stop(A_LONG_TIME_S)
     assert worker.calls == ["lead"]
     worker.member.give_up()

@@ -101,18 +101,14 @@ OLD, NEW = [3.0, 10.0], [7.0, 20.0]
     [
         ("counter", "sum", 10.0),
         ("counter", "worker", 10.0),  # of one worker, whose observable lies in two ledgers' series
-        ("counter", "once", 7.0),
         ("updown", "living", 10.0),
         ("updown", "sum", 10.0),
-        ("updown", "once", 7.0),
         ("gauge", "latest", 7.0),
-        ("gauge", "once", 7.0),
         ("gauge", "worker", 7.0),
         ("gauge", "living", 10.0),
         ("gauge", "min", 3.0),
         ("info", "latest", 7.0),
         ("stateset", "latest", 7.0),
-        ("stateset", "once", 7.0),
         ("stateset", "worst", 7.0),
     ],
 )
@@ -131,9 +127,11 @@ def test_the_latest_may_be_the_smaller():
     assert combine_by("gauge", "min")([earlier, later]) == later
 
 
-def test_a_histogram_of_the_host_is_read_from_one():
-    """What is a fact of the host is not added up, be it a histogram."""
-    assert combine_by("histogram", "once")([[1.0, 2.0, 3.0], [9.0, 9.0, 9.0]]) == [1.0, 2.0, 3.0]
+@pytest.mark.parametrize("kind", ["counter", "updown", "gauge", "stateset", "histogram"])
+def test_a_fact_of_the_host_is_the_first_ones_word(kind: str):
+    """What is shown once is neither added up nor chosen by its time or size: whoever leads comes first."""
+    for first, second in (([1.0, 2.0, 3.0], [9.0, 9.0, 9.0]), ([9.0, 9.0, 9.0], [1.0, 2.0, 3.0])):
+        assert combine_by(kind, "once")([first, second]) == first
 
 
 @pytest.mark.parametrize(
@@ -151,7 +149,10 @@ def test_a_histogram_of_the_host_is_read_from_one():
         ("process.cpu.time", "counter", False, "sum"),
         ("processes", "counter", True, "worker"),
         ("system.network.io", "counter", True, "once"),
-        ("system.network.io", "counter", False, "once"),
+        ("system.errors", "counter", False, "sum"),
+        ("hw.latency", "histogram", False, "sum"),
+        ("container.jobs", "updown", False, "living"),
+        ("system.level", "gauge", False, "once"),
         ("hw.temperature", "gauge", True, "once"),
         ("container.cpu.time", "counter", True, "once"),
         ("systematic", "counter", False, "sum"),

@@ -946,7 +946,7 @@ def test_a_collection_that_fails_costs_only_what_is_observed(
     """Where the SDK fails to collect observables, the rest of the page is there, and it is said once."""
     meter_of(paged).create_counter("c").add(1)
 
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("no storage")
 
     monkeypatch.setattr(paged._consumer, "observe", fail)

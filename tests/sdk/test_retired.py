@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from otel_mlops.sdk import records
 from otel_mlops.sdk.exemplars import Exemplar
+from otel_mlops.sdk.forgotten import Forgotten
 from otel_mlops.sdk.merge import combine_by
 from otel_mlops.sdk.peers import PeerStream
 from otel_mlops.sdk.retired import Retired, load_json, put_in_place, write_beside
@@ -62,7 +63,7 @@ class Dead:
 def fold(retired: Retired, *dead: Any, forgotten: Any = (), limit: int = 2000) -> None:
     """Fold dead workers."""
     for each in dead:
-        retired.fold(each, forgotten, limit)
+        retired.fold(each, Forgotten(forgotten), limit)
 
 
 def read(retired: Retired) -> dict[Any, list[float]]:
