@@ -337,11 +337,10 @@ class HistogramSeries(Series):
 
     def _open_exemplars(self) -> Exemplars:
         with self.stream.ledger.lock:
-            found = self.exemplars
-            if found is None:
+            if self.exemplars is None:
                 self.join()
-                self.exemplars = found = self._new_exemplars()
-            return found
+                self.exemplars = self._new_exemplars()
+            return self.exemplars
 
     def _new_exemplars(self) -> Exemplars:
         slots = len(self.bounds) + 1

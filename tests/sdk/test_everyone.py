@@ -638,14 +638,16 @@ def test_each_forget_sets_to_zero_again(open_worker: OpenWorker):
 
 
 def test_an_up_down_counter_in_use_is_not_set_to_zero(open_worker: OpenWorker):
-    """What is under way in who has not started stays, and may end."""
+    """What is under way in who has not started stays, may end, and begin again."""
     mine, child = open_worker(), unstarted(open_worker)
     counter = child.meter.create_up_down_counter("u")
     counter.add(2, {"v": "1"})
     mine.forget(v="1")
-    assert mine.page() == {'u{v="1"}': 2.0}
+    assert mine.page() == mine.page() == {'u{v="1"}': 2.0}
     counter.add(-2, {"v": "1"})
-    assert mine.page() == {}
+    assert mine.page() == mine.page() == {}
+    counter.add(3, {"v": "1"})
+    assert mine.page() == {'u{v="1"}': 3.0}
 
 
 def test_exemplars_go_with_the_numbers(open_worker: OpenWorker):
@@ -894,7 +896,7 @@ def test_where_the_folder_is_none_the_own_numbers_are_shown(tmp_path: Path):
     worker.meter.create_counter("c").add(1)
     worker.everyone.retire()
     assert worker.page() == {"c_total": 1.0}
-    assert worker.everyone.workers() == 0
+    assert worker.everyone.workers() == 1
 
 
 # --- Retiring, step by step ----------------------------------------------------------------------------------
@@ -1112,9 +1114,9 @@ def test_a_total_that_a_living_worker_has_goes_on_past_the_cap(
 
 
 def test_the_living_workers_are_counted(open_worker: OpenWorker, state: Path):
-    """Who has recorded and has not ended is a worker; the process of the page and the dead are none."""
+    """Who has started and has not ended is a worker; the process of the page and the dead are none."""
     mine = open_worker()
-    assert mine.everyone.workers() == 0
+    assert mine.everyone.workers() == 1, "itself, of which the others cannot know yet"
     assert mine.everyone.is_alone
     mine.meter.create_counter("c").add(1)
     others = [open_worker() for _ in range(2)]
