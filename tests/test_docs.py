@@ -13,6 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from otel_mlops.configure import current
 from otel_mlops.settings import SETTINGS
 from tests.asgi import ask, serving
+from tests.servers import test_workers
+from tests.servers.fleet import SERVERS
 
 ROOT = Path(__file__).parent.parent
 SOMETIMES = {"errors_total"}
@@ -75,3 +77,37 @@ def test_links_and_variables_of_the_docs_are_there(document: str) -> None:
     variables = {variable for setting in SETTINGS for variable in setting.variables}
     unknown = set(re.findall(r"OTEL_MLOPS_[A-Z_]+", text)) - variables - {"OTEL_MLOPS_"}
     assert (missing, unknown) == ([], set())
+
+
+COLUMNS = {
+    "one page of all, exact": ("test_one_page_has_the_numbers_of_all_workers",),
+    "host once, callbacks of each, `forget`": (
+        "test_facts_of_the_host_and_of_the_group_stand_there_once",
+        "test_an_observable_has_a_sample_of_each_worker",
+        "test_what_one_worker_forgets_is_gone_from_the_page",
+    ),
+    "recorded at import time": ("test_what_is_recorded_at_import_time_is_on_the_page_once",),
+    "killed under load": ("test_kills_under_load_lose_nothing",),
+    "recycled": ("test_recycling_resets_nothing",),
+    "rolling restart": ("test_a_rolling_restart_resets_nothing",),
+    "all killed": ("test_after_a_total_kill_the_next_start_is_clean",),
+}
+
+
+def test_each_mark_of_the_matrix_of_servers_is_a_test() -> None:
+    """A cell of docs/workers.md has a mark where a test runs that server, and the kills are as many as it says."""
+
+    def modes(name: str) -> set[str]:
+        every = [mark.args[1] for mark in getattr(test_workers, name).pytestmark if mark.name == "parametrize"]
+        return {mode if isinstance(mode, str) else mode[0] for values in every for mode in values}
+
+    lines = [line.strip("|").split("|") for line in (ROOT / "docs/workers.md").read_text().splitlines()]
+    head, _, *rows = [[cell.strip() for cell in cells] for cells in lines if len(cells) == len(COLUMNS) + 1]
+    assert head[1:] == list(COLUMNS)
+    assert {row[0] for row in rows} == set(SERVERS)
+    for server, *cells in rows:
+        for column, cell in zip(COLUMNS, cells, strict=True):
+            tested = all(server in modes(name) for name in COLUMNS[column])
+            wanted = f"{test_workers.KILLS[server]} kills" if tested and column == "killed under load" else "✓"
+            assert cell == (wanted if tested else ""), (server, column)
+    assert sum(test_workers.KILLS.values()) >= 50

@@ -15,7 +15,12 @@ EXAMPLES = sorted((TESTS.parent / "examples").glob("*.py"))
 
 def test_there_are_examples():
     """The examples that the documentation names are there."""
-    assert {path.stem for path in EXAMPLES} >= {"minimal_service", "model_service", "prometheus_metrics_demo"}
+    assert {path.stem for path in EXAMPLES} >= {
+        "minimal_service",
+        "model_service",
+        "several_workers",
+        "prometheus_metrics_demo",
+    }
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

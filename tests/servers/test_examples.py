@@ -15,6 +15,7 @@ import pytest
 
 from otel_mlops.demo.readings import Reading, read
 from otel_mlops.doctor.network import take_free_ports
+from tests.servers.service import until
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 WAIT_S = 60.0
@@ -116,3 +117,19 @@ def test_model_service(ports: list[int]):
     assert page.total("scheduled_task_runs_total", task="check_health", result="success") == 1
     assert page.total("system_info", environment="production", version="1.0.0") == 1
     assert page.total("target_info", service_name="progression", deployment_environment_name="production") == 1
+
+
+def test_several_workers(ports: list[int]):
+    """Four workers have one page: counts added up, a worker's own facts each, and what one forgets all forget."""
+    with started([sys.executable, "several_workers.py"], *ports) as (client, url):
+        until(lambda: len(read(client, url).samples("worker_threads")) == 4)
+        for _ in range(40):
+            with httpx.Client(base_url=client.base_url, trust_env=False) as fresh:  # any worker may take it
+                assert fresh.post("/predict", params={"median_income": 8.0, "rooms": 0.1}).status_code == 200
+        page = settled(client, url, 40)
+        assert page.total("predictions_total", model_version="v1.2.3") == 40
+        assert page.total("rooms_seen_total") == pytest.approx(4.0)
+        assert page.total("otel_mlops_workers") == 4
+        assert len(page.samples("system_memory_total_bytes")) == 1
+        client.post("/forget", params={"model_version": "v1.2.3"})
+        assert not read(client, url).samples("predictions_total")
