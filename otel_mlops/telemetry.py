@@ -47,7 +47,8 @@ _REFRESH_TIMEOUT_S = 2.0
 class Telemetry(Verbs):
     """What a service says about itself: made by `configure_telemetry`, found again by `get_telemetry`.
 
-    A context manager, plain and async, that shuts down at its end; `at_end` is called when it has.
+    A context manager, plain and async, that shuts down at its end; `at_end` is called when it has. `lead_file` and
+    `listener` are open files that the process of the page has from its worker.
     """
 
     def __init__(
@@ -352,8 +353,10 @@ class Telemetry(Verbs):
         if not served or not self._member.leads or self._is_page_process:
             return
         loopback = self.settings.host in ("127.0.0.1", "::1", "localhost")
-        level = logging.INFO if loopback else logging.WARNING
+        config = self.settings.web_config_file
+        level = logging.INFO if loopback or config else logging.WARNING
         who = "this machine only" if loopback else "anybody who reaches this port, without a password"
+        who = who if config is None else f"whom {config} admits"
         if self._leading.server.fault is None:
             _logger.log(level, "the page of %s is on %s, open to %s", self.settings.service_name, self.url, who)
 

@@ -527,6 +527,18 @@ def test_one_line_says_where_the_page_is_and_who_can_read_it(caplog, host, level
     assert words in lines[0].message
 
 
+def test_a_page_that_is_protected_is_said_to_be(caplog, tmp_path):
+    """With a web.config.yml the start-up line names it, and warns of nothing."""
+    caplog.set_level(logging.INFO)
+    config = tmp_path / "web.config.yml"
+    config.write_text("rate_limit: {interval: 1s, burst: 5}")
+    settings = Settings(service_name="housing", host="0.0.0.0", port=0, set_global=False, web_config_file=config)
+    with Telemetry(settings):
+        pass
+    lines = [record for record in caplog.records if "the page of housing" in record.message]
+    assert [(record.levelno, f"whom {config} admits" in record.message) for record in lines] == [(logging.INFO, True)]
+
+
 def test_an_ended_telemetry_can_be_collected():
     """Nothing keeps a telemetry that has ended: no hook, no thread, no registry."""
     with fresh_telemetry(start_server=True, port=0) as telemetry:
