@@ -33,7 +33,7 @@ from tests.servers.fleet import (
     runs,
     serve,
 )
-from tests.servers.service import WAIT_S, until
+from tests.servers.service import WAIT_S, get, listens, running, until
 
 KILLS = {"uvicorn": 8, "gunicorn": 10, "gunicorn --preload": 24, "fastapi run": 4, "granian": 6}
 """How many workers are killed, 52 in all; hypercorn replaces none, and `python` is uvicorn as well."""
@@ -473,3 +473,38 @@ def test_a_series_stands_once_on_a_page():
     """The same labels in another order are the same series."""
     with pytest.raises(ValueError, match="stands twice"):
         Page('a{x="1",y="2"} 1\na{y="2",x="1"} 2\n')
+
+
+RELOADED = """
+    import os
+    from fastapi import FastAPI
+    from otel_mlops import configure_telemetry
+
+    app = FastAPI(title="reloaded")
+    telemetry = configure_telemetry(app)
+
+    @app.get("/pid")
+    def pid() -> int:
+        return os.getpid()
+"""
+
+
+def test_reloading_begins_anew_on_the_same_port(tmp_path):
+    """With `--reload` the next worker has the page's port at once, and the old one leaves nothing behind."""
+    asked = 'api_requests_total{endpoint="/pid",method="GET",status_code="200"} '
+    with running(RELOADED, tmp_path, arguments=["--reload"], OTEL_MLOPS_STATE_DIR=str(tmp_path / "state")) as service:
+        first = get(f"{service.url}/pid")[0]
+        until(lambda: asked + "1" in get(service.page_url)[0])
+        code = tmp_path / "service.py"
+        code.write_text(code.read_text() + "# changed\n")
+
+        def pid() -> str:
+            with suppress(OSError):  # between the two nobody listens
+                return get(f"{service.url}/pid")[0]
+            return first
+
+        until(lambda: pid() != first)
+        until(lambda: listens(service.page_port))
+        until(lambda: asked in get(service.page_url)[0])
+        assert "another program" not in service.said()
+        assert len(list((tmp_path / "state").rglob("*.ledger"))) <= 2, "the worker's, and that of the page's process"
