@@ -979,3 +979,20 @@ def test_a_computation_raises_the_cpu_figure():
     assert share > 0
     # The kernel counts in ticks of 10 ms on each CPU.
     assert cpu_percent(source) >= share - 10
+
+
+@pytest.mark.parametrize("is_ending", [False, True])
+def test_a_program_that_ends_has_no_fault(
+    machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, is_ending: bool
+):
+    """Where no thread can be started any more because the program ends nothing is said; at other times it is."""
+    source = open_host(machine)
+
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    main = threading.Thread() if is_ending else threading.main_thread()
+    monkeypatch.setattr(threading, "main_thread", lambda: main)
+    assert values(source(), SYSTEM_MEMORY_TOTAL)
+    assert bool(caplog.records) is not is_ending

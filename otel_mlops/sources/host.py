@@ -152,7 +152,12 @@ class _Disks:
                 continue
             samples: list[Sample] = []
             asking = threading.Thread(name="otel-mlops-disk", target=self._ask, args=(mounts, samples), daemon=True)
-            asking.start()
+            try:
+                asking.start()
+            except RuntimeError:
+                if threading.main_thread().is_alive():
+                    raise
+                return  # from Python 3.12 on none starts any more: the program is ending
             asking.join(self._timeout_s)
             if asking.is_alive():
                 self._silent[device] = asking
