@@ -6,6 +6,7 @@ The peers keep no text from one page to the next, so one time stands for all thr
 from __future__ import annotations
 
 import atexit
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -49,10 +50,11 @@ class Ours:
         from otel_mlops.sdk.provider import MeterProvider
 
         self.reader = PageReader()
-        self._folder = tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None)
+        folder = Path(tempfile.mkdtemp(dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
         self._workers: list[list[Callable[[float], object]]] = []
         for worker in range(workers):
-            group = Group("bench", Path(self._folder.name))
+            group = Group("bench", folder)
             readers = [] if worker else [self.reader]
             provider = MeterProvider(readers, ledger=Ledger(group), group=group)
             atexit.register(provider.leave)  # before the folder goes
