@@ -1086,6 +1086,7 @@ def test_nothing_is_lost_while_a_worker_leaves_and_comes_back(
                 return
             come_back(provider)
             provider.settle()
+            done.wait(0.002)  # where records are locked it would else have the locks nearly all the time
 
     moving = threading.Thread(target=come_and_go)
     moving.start()
