@@ -11,14 +11,13 @@ import mmap
 import os
 import threading
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from otel_mlops.sdk import records
-from otel_mlops.sdk.files import LockedFile, create, exists, reserve
-from otel_mlops.sdk.records import ABOUT, BEGIN, GENERATION, SEGMENT_HEADER, STARTED
+from otel_mlops.sdk.files import LockedFile, exists, reserve
+from otel_mlops.sdk.records import ABOUT, ABOUT_BYTES, BEGIN, GENERATION, SEGMENT_HEADER, STARTED
 
 _logger = logging.getLogger(__name__)
 
@@ -36,22 +35,6 @@ class Home(Protocol):
 
     def leave(self, path: Path, lock_file: int, on_stay: Callable[[], None]) -> None:
         """Give the lock up; before that, tell whether the file stays for the others to take its numbers over."""
-
-
-class Folder:
-    """A folder of ledgers that know nothing of one another."""
-
-    def __init__(self, folder: Callable[[], Path]) -> None:
-        self._folder = folder
-
-    def join(self, length: int) -> tuple[Path, int]:
-        """Make a file in the folder."""
-        return create(self._folder(), uuid.uuid4().hex, length)
-
-    def leave(self, path: Path, lock_file: int, on_stay: Callable[[], None]) -> None:
-        """Remove it."""
-        path.unlink(missing_ok=True)
-        os.close(lock_file)
 
 
 class Place(NamedTuple):
@@ -102,11 +85,6 @@ class Ledger:
     def path(self) -> Path | None:
         """The file; None before the first record, and where there is none."""
         return self._file.path if self._file is not None else None
-
-    @property
-    def is_shared(self) -> bool:
-        """Whether it is to lie where others can read it."""
-        return self._home is not None
 
     @property
     def is_full(self) -> bool:
@@ -324,7 +302,7 @@ class Ledger:
 
 
 def _new_about() -> memoryview[float]:
-    return memoryview(bytearray(ABOUT.stop - ABOUT.start)).cast("d")
+    return memoryview(bytearray(ABOUT_BYTES)).cast("d")
 
 
 def _map(path: Path, begin: int, length: int) -> mmap.mmap:

@@ -132,13 +132,12 @@ def about_of(path: Path) -> tuple[float, ...]:
 
     Errors:  OSError if the file is gone or cannot be opened.
     """
-    size = records.ABOUT.stop - records.ABOUT.start
     file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
-        found = os.pread(file, size, records.ABOUT.start).ljust(size, b"\0")
+        found = os.pread(file, records.ABOUT_BYTES, records.ABOUT.start).ljust(records.ABOUT_BYTES, b"\0")
     finally:
         os.close(file)
-    return struct.unpack(f"={size // records.CELL_BYTES}d", found)
+    return struct.unpack(f"={records.ABOUT_BYTES // records.CELL_BYTES}d", found)
 
 
 class Peer:
@@ -159,6 +158,8 @@ class Peer:
         self.close = weakref.finalize(self, os.close, self._lock_file)
         """Let go of the file, as happens at the latest when nobody refers to this any more."""
         self._maps: list[memoryview] = []
+        self._about: Sequence[float] = (0.0,) * (records.ABOUT_BYTES // records.CELL_BYTES)
+        """The cells about the ledger itself, as soon as there is something mapped."""
         self._mapped = 0
         self._known: dict[tuple[int, int, int], Any] = {}
         self._seen = -1.0
@@ -171,22 +172,22 @@ class Peer:
     @property
     def forgets(self) -> float:
         """The last `forget` of the group that its worker has followed."""
-        return self._maps[0][records.ABOUT].cast("d")[FORGETS] if self._maps else 0.0
+        return self._about[FORGETS]
 
     @property
     def zeroed(self) -> float:
         """The last `forget` of the group that another worker has carried out here."""
-        return self._maps[0][records.ABOUT].cast("d")[ZEROED] if self._maps else 0.0
+        return self._about[ZEROED]
 
     @property
     def has_started(self) -> bool:
         """Whether its worker has started, and is not a master that only imports the application."""
-        return bool(self._maps and self._maps[0][records.ABOUT].cast("d")[STARTED])
+        return bool(self._about[STARTED])
 
     @property
     def leads(self) -> bool:
         """Whether its worker leads."""
-        return bool(self._maps and self._maps[0][records.ABOUT].cast("d")[LEADS])
+        return bool(self._about[LEADS])
 
     def look(self) -> None:
         """See whether the worker lives, and what series have come and gone.
@@ -197,7 +198,7 @@ class Peer:
         is_dead = self.is_alive and not is_locked(self._lock_file)
         self._map()
         if self._maps:
-            generation = self._maps[0][records.ABOUT].cast("d")[GENERATION]
+            generation = self._about[GENERATION]
             now = time.monotonic()
             if is_dead or generation != self._seen or now - self._looked_at > _FORGIVING_S:
                 self._seen, self._looked_at = generation, now
@@ -246,6 +247,7 @@ class Peer:
             finally:
                 os.close(file)
             self._maps.append(memoryview(memory))
+            self._about = self._maps[0][records.ABOUT].cast("d")
             self._mapped += length
 
     def _read(self) -> None:

@@ -26,6 +26,7 @@ SEGMENT_HEADER = struct.Struct("<8sQ")
 """What it is, and its bytes."""
 ABOUT = slice(16, 64)
 """Behind it, in a file's first segment, the cells about the ledger itself."""
+ABOUT_BYTES = ABOUT.stop - ABOUT.start
 BEGIN = ABOUT.stop
 """Where the records of a segment begin."""
 GENERATION, FORGETS, STARTED, LEADS, ZEROED = 0, 1, 2, 3, 4

@@ -18,7 +18,7 @@ from opentelemetry.sdk.metrics._internal._view_instrument_match import _OVERFLOW
 from otel_mlops.sdk import records
 from otel_mlops.sdk.exemplars import Exemplar
 from otel_mlops.sdk.forgotten import Forgotten, Labels
-from otel_mlops.sdk.merge import KEEP_THE_DEAD, exact_terms
+from otel_mlops.sdk.merge import KEEP_THE_DEAD, exact_terms, newest_exemplars
 from otel_mlops.sdk.peers import Peer, PeerStream, attributes_of
 from otel_mlops.sdk.records import BEGIN, EXEMPLARS, NAMES, SEGMENT_HEADER, SERIES, STREAM
 
@@ -64,9 +64,7 @@ class RetiredSeries:
 
     def add_exemplars(self, newer: Sequence[Exemplar | None] | None) -> None:
         """Keep the newest of each bucket."""
-        if newer is not None:
-            pairs = zip(self.exemplars or [None] * len(newer), newer, strict=True)
-            self.exemplars = [max(filter(None, pair), key=lambda each: each.time_s, default=None) for pair in pairs]
+        self.exemplars = newest_exemplars((self.exemplars, newer))
 
 
 class _Reading:

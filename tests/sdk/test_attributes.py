@@ -18,12 +18,13 @@ from opentelemetry.sdk.metrics.export import AggregationTemporality, InMemoryMet
 from opentelemetry.sdk.metrics.view import DropAggregation, View
 
 from otel_mlops.metrics import API_REQUESTS, DROPPED, OVERFLOW
-from otel_mlops.sdk.ledger import Folder, Ledger
+from otel_mlops.sdk.ledger import Ledger
 from otel_mlops.sdk.page import PageReader
 from otel_mlops.sdk.provider import MeterProvider
 from otel_mlops.sdk.records import SERIES, read_ledger
 from otel_mlops.sdk.stream import Stream
 from tests.pages import check_page
+from tests.sdk.folder import Folder
 
 OpenProvider = Callable[..., MeterProvider]
 

@@ -25,10 +25,11 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 from otel_mlops.metrics import API_REQUEST_DURATION, DROPPED, PREDICTIONS
 from otel_mlops.sdk import instruments, series, stream
 from otel_mlops.sdk.files import is_alive
-from otel_mlops.sdk.ledger import Folder, Ledger
+from otel_mlops.sdk.ledger import Ledger
 from otel_mlops.sdk.page import PageReader
 from otel_mlops.sdk.provider import MeterProvider
 from otel_mlops.sdk.records import SERIES, read_ledger
+from tests.sdk.folder import Folder
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork: run this on Linux or macOS")
 
@@ -454,7 +455,8 @@ CHILD_EXITS = """
 import os, sys
 from pathlib import Path
 from otel_mlops.sdk.files import is_alive
-from otel_mlops.sdk.ledger import Folder, Ledger
+from otel_mlops.sdk.ledger import Ledger
+from tests.sdk.folder import Folder
 from otel_mlops.sdk.records import read_ledger
 from otel_mlops.sdk.page import PageReader
 from otel_mlops.sdk.provider import MeterProvider
@@ -484,7 +486,8 @@ def test_a_childs_ordinary_end_leaves_the_parents_file(tmp_path: Path):
 STARTS_A_PROGRAM = """
 import subprocess, sys, time
 from pathlib import Path
-from otel_mlops.sdk.ledger import Folder, Ledger
+from otel_mlops.sdk.ledger import Ledger
+from tests.sdk.folder import Folder
 from otel_mlops.sdk.records import SERIES
 made = Ledger(Folder(lambda: Path(sys.argv[1])))
 made.append(SERIES, "x", 1)

@@ -25,8 +25,9 @@ from hypothesis import strategies as st
 from otel_mlops.sdk import ledger as ledger_module
 from otel_mlops.sdk import records
 from otel_mlops.sdk.files import is_alive
-from otel_mlops.sdk.ledger import SEGMENT_BYTES, Folder, Ledger
+from otel_mlops.sdk.ledger import SEGMENT_BYTES, Ledger
 from otel_mlops.sdk.records import EXEMPLARS, SERIES, STREAM, Record, read_ledger
+from tests.sdk.folder import Folder
 
 
 @pytest.fixture
@@ -85,7 +86,8 @@ def forked(child: Callable[[], None]) -> Iterator[int]:
 WRITES_AND_DIES = """
 import os, signal, sys
 from pathlib import Path
-from otel_mlops.sdk.ledger import Folder, Ledger
+from otel_mlops.sdk.ledger import Ledger
+from tests.sdk.folder import Folder
 from otel_mlops.sdk.records import SERIES
 made = Ledger(Folder(lambda: Path(sys.argv[1])))
 cells = made.append(SERIES, ["predictions", 7], 2).cells
@@ -415,7 +417,8 @@ def test_where_the_room_ends_the_numbers_go_on(tmp_path: Path, monkeypatch: pyte
 FILLS_UP = """
 import sys
 from pathlib import Path
-from otel_mlops.sdk.ledger import Folder, Ledger
+from otel_mlops.sdk.ledger import Ledger
+from tests.sdk.folder import Folder
 from otel_mlops.sdk.records import SERIES, read_ledger
 faults = []
 made = Ledger(Folder(lambda: Path(sys.argv[1])), on_fault=faults.append)
@@ -659,7 +662,8 @@ def test_what_lies_in_private_memory_is_told_until_there_is_room(
 FILLS_AND_GETS_ROOM = """
 import resource, sys
 from pathlib import Path
-from otel_mlops.sdk.ledger import Folder, Ledger
+from otel_mlops.sdk.ledger import Ledger
+from tests.sdk.folder import Folder
 from otel_mlops.sdk.provider import MeterProvider
 from otel_mlops.sdk.records import SERIES, read_ledger
 folder = Path(sys.argv[1])

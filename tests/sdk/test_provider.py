@@ -34,10 +34,11 @@ from opentelemetry.sdk.metrics.view import (
 )
 
 from otel_mlops.metrics import API_REQUEST_DURATION, CATALOGUE, MODEL_STATUS, PREDICTIONS
-from otel_mlops.sdk.ledger import Folder, Ledger
+from otel_mlops.sdk.ledger import Ledger
 from otel_mlops.sdk.page import PageReader
 from otel_mlops.sdk.provider import MeterProvider
 from otel_mlops.sdk.records import EXEMPLARS, SERIES, STREAM, read_ledger
+from tests.sdk.folder import Folder
 
 OpenProvider = Callable[..., MeterProvider]
 DELTA = AggregationTemporality.DELTA
@@ -436,7 +437,8 @@ ENDS = """
 import sys
 from pathlib import Path
 from opentelemetry.sdk.metrics.export import ConsoleMetricExporter, PeriodicExportingMetricReader
-from otel_mlops.sdk.ledger import Folder, Ledger
+from otel_mlops.sdk.ledger import Ledger
+from tests.sdk.folder import Folder
 from otel_mlops.sdk.provider import MeterProvider
 reader = PeriodicExportingMetricReader(ConsoleMetricExporter(), export_interval_millis=3_600_000)
 provider = MeterProvider([reader], ledger=Ledger(Folder(lambda: Path(sys.argv[1]))))

@@ -33,9 +33,10 @@ from otel_mlops.metrics import DROPPED, OVERFLOW, PREDICTION_VALUES
 from otel_mlops.sdk import instruments, series, stream
 from otel_mlops.sdk import ledger as ledger_module
 from otel_mlops.sdk.group import Group
-from otel_mlops.sdk.ledger import Folder, Ledger
+from otel_mlops.sdk.ledger import Ledger
 from otel_mlops.sdk.provider import MeterProvider
 from otel_mlops.sdk.records import EXEMPLARS, SERIES, STREAM, read_ledger
+from tests.sdk.folder import Folder
 
 BOUNDS = (1.0, 2.0, 5.0)
 KINDS = ("counter", "updown", "histogram", "gauge")
