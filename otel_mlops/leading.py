@@ -31,10 +31,11 @@ _logger = logging.getLogger(__name__)
 
 _HAND_OVER_S = 2.0
 
-_OBSERVED = (
-    *(row for row in rows.CATALOGUE if row.across == "once" and row.kind == "gauge" and row is not rows.PAGE_SERIES),
-)
+_OBSERVED = tuple(row for row in rows.CATALOGUE if row.across == "once" and row is not rows.PAGE_SERIES)
 """The rows that a source reads, those about the sources themselves, and those about the group."""
+
+_PACES_S = {"nvidia": 1.0}
+"""Sources that know better than the settings how often they are to be read; what is costly they read less often."""
 
 
 class Leading:
@@ -71,6 +72,8 @@ class Leading:
         self.sampler = Sampler(
             sources,
             settings.monitoring_interval,
+            paces=_PACES_S,
+            count=self._count,
             on_dropped=provider.count_dropped,
             at_midnight=self.daily.begin_day,
             wall_clock=clock,
@@ -191,6 +194,9 @@ class Leading:
         if push is not None:
             self._provider.remove_metric_reader(push)
 
+    def _count(self, row: rows.Metric, increase: float, attributes: Mapping[str, str]) -> None:
+        self._provider.instrument(row).add(increase, attributes)
+
     def _count_refused(self, reason: str) -> None:
         self._provider.instrument(rows.PAGE_REFUSED).add(1, {"cause": reason})
 
@@ -200,7 +206,10 @@ class Leading:
         for row in _OBSERVED:
             own = {rows.WORKERS: self._observe_workers, rows.PAGE_CONFIG_UP: self._observe_config}
             observe: Any = own.get(row) or self.sampler.observe(row)
-            meter.create_observable_gauge(row.name, [observe], row.unit, row.help)
+            if row.kind == "counter":
+                meter.create_observable_counter(row.name, [observe], row.unit, row.help)
+            else:
+                meter.create_observable_gauge(row.name, [observe], row.unit, row.help)
         daily = rows.DAILY_PREDICTIONS
         meter.create_observable_counter(daily.name, [self.daily.observe], daily.unit, daily.help)
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import chain
 
+from otel_mlops.metrics import gpu, machine
+from otel_mlops.metrics.gpu import *  # noqa: F403  (every row of it is one of this module)
+from otel_mlops.metrics.machine import *  # noqa: F403
 from otel_mlops.metrics.row import Across as Across
 from otel_mlops.metrics.row import Kind as Kind
 from otel_mlops.metrics.row import Metric as Metric
@@ -34,7 +37,6 @@ REFUSALS = ("auth", "busy", "rate", "request", "tls")
 _METHOD = {"method": METHODS}
 _TYPE = {"prediction_type": PREDICTION_TYPES}
 _MODEL = ("model_name",)
-_GPU = ("gpu_id", "gpu_name")
 
 # The bounds of http.server.request.duration in OpenTelemetry's semantic conventions.
 _REQUEST_S = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
@@ -183,44 +185,6 @@ DATABASE_OPERATION_DURATION = Metric(
     ("operation", "table"), buckets=_DATABASE_S,
 )
 
-# --- System -----------------------------------------------------------------------------------------------
-
-SYSTEM_CPU_USAGE = Metric(
-    "system.cpu.usage", "gauge", "%", "Share of CPU time in use since the last reading, 0 to 100.",
-    (), "once",
-)
-SYSTEM_MEMORY_USAGE = Metric(
-    "system.memory.usage", "gauge", "By", "Memory in use: what is not available to a new process.",
-    (), "once",
-)
-SYSTEM_MEMORY_TOTAL = Metric("system.memory.total", "gauge", "By", "Memory of the machine.", (), "once")
-SYSTEM_DISK_USAGE = Metric(
-    "system.disk.usage", "gauge", "By", "Disk space in use on a mounted file system.",
-    ("mount_point",), "once",
-)
-SYSTEM_DISK_TOTAL = Metric(
-    "system.disk.total", "gauge", "By", "Disk space of a mounted file system.", ("mount_point",), "once"
-)
-HARDWARE_TEMPERATURE = Metric(
-    "hardware.temperature", "gauge", "Cel", "Temperature of a component of the machine.",
-    ("component",), "once",
-)
-SYSTEM_INFO = Metric(
-    "system.info", "info", "", "What is deployed, as the service told; always 1.",
-    ("environment", "version", "deployment_date"), "latest", open_attributes=True, subject=(),
-)
-
-# --- GPU --------------------------------------------------------------------------------------------------
-
-GPU_UTILIZATION = Metric(
-    "gpu.utilization", "gauge", "%", "Share of the last sample period in which a kernel ran, 0 to 100.",
-    _GPU, "once",
-)
-GPU_MEMORY_USED = Metric("gpu.memory.used", "gauge", "By", "GPU memory in use.", _GPU, "once")
-GPU_MEMORY_TOTAL = Metric("gpu.memory.total", "gauge", "By", "GPU memory of the device.", _GPU, "once")
-GPU_TEMPERATURE = Metric("gpu.temperature", "gauge", "Cel", "Temperature of the GPU.", _GPU, "once")
-GPU_POWER_USAGE = Metric("gpu.power.usage", "gauge", "W", "Power that the GPU draws.", _GPU, "once")
-
 # --- Tasks ------------------------------------------------------------------------------------------------
 
 SCHEDULED_TASK_RUNS = Metric(
@@ -307,11 +271,12 @@ DOMAINS: Mapping[str, tuple[Metric, ...]] = {
         MODEL_DRIFT_SCORE,
     ),
     "Database": (DATABASE_OPERATIONS, DATABASE_OPERATION_DURATION),
-    "System": (
-        SYSTEM_CPU_USAGE, SYSTEM_MEMORY_USAGE, SYSTEM_MEMORY_TOTAL, SYSTEM_DISK_USAGE, SYSTEM_DISK_TOTAL,
-        HARDWARE_TEMPERATURE, SYSTEM_INFO,
-    ),
-    "GPU": (GPU_UTILIZATION, GPU_MEMORY_USED, GPU_MEMORY_TOTAL, GPU_TEMPERATURE, GPU_POWER_USAGE),
+    "System": machine.SYSTEM,
+    "Containers": machine.CONTAINER,
+    "Worker processes": machine.PROCESS,
+    "GPU": gpu.GPU,
+    "MIG instances": gpu.MIG,
+    "Energy": gpu.ENERGY,
     "Tasks": (SCHEDULED_TASK_RUNS, SCHEDULED_TASK_DURATION),
     "About ourselves": (
         SOURCE_UP, SOURCE_DURATION, SOURCE_AGE, PAGE_DURATION, PAGE_SERIES, PAGE_REFUSED, PAGE_CONFIG_UP,

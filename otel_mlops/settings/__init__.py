@@ -17,9 +17,10 @@ from otel_mlops.settings.values import Accept, ResourceValue
 
 MetricsExporter = Literal["prometheus", "otlp"]
 ExemplarFilter = Literal["trace_based", "always_on", "always_off"]
+Gpus = Literal["visible", "all"]
 Instrumentation = Literal["auto", "fastapi", "opentelemetry", "none"]
 
-SOURCES = ("host",)
+SOURCES = ("host", "container", "process", "nvidia")
 """The names of the sources there are."""
 
 _PREFIX = "OTEL_MLOPS_"
@@ -138,6 +139,11 @@ SETTINGS: tuple[Setting, ...] = (
             "How often the sources are read, in seconds.", read=float),
     Setting("sources", ("OTEL_MLOPS_SOURCES",), f"all, none, or a comma list of {', '.join(SOURCES)}",
             values.names(SOURCES, every=True), "Which sources are read.", default="`all`"),
+    Setting("gpus", ("OTEL_MLOPS_GPUS",), "visible or all", values.one_of("visible", "all"),
+            "Which GPUs are read: those that CUDA_VISIBLE_DEVICES leaves, or all that the driver shows."),
+    Setting("prediction_energy", ("OTEL_MLOPS_PREDICTION_ENERGY",), "True, False or None", values.or_none(values.flag),
+            "Whether the GPUs' energy is shared out among the predictions; None is where there is an NVIDIA GPU.",
+            read=values.flag_from, expected_text="true or false"),
     Setting("state_dir", ("OTEL_MLOPS_STATE_DIR",), "the absolute path of a folder, or None",
             values.or_none(values.folder), "Where the workers keep their numbers.", default="shared memory"),
     Setting("group", ("OTEL_MLOPS_GROUP",), "a name or None", values.or_none(values.text),
@@ -196,6 +202,8 @@ class Settings:
     exemplar_filter: ExemplarFilter = "trace_based"
     monitoring_interval: float = 5.0
     sources: tuple[str, ...] = SOURCES
+    gpus: Gpus = "visible"
+    prediction_energy: bool | None = None
     state_dir: Path | None = None
     group: str | None = None
     page_process: bool | None = None

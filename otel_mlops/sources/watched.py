@@ -1,0 +1,214 @@
+"""One source: what it gives, its last good reading, and whether it answers; when it is read is the sampler's."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeAlias
+
+from opentelemetry.metrics import Observation
+
+from otel_mlops.metrics import CATALOGUE, Metric
+
+logger = logging.getLogger(__name__)
+
+DECLARED = {row.name: row for row in CATALOGUE}
+"""The rows that samples may be of."""
+
+
+class Sample(NamedTuple):
+    """One value that a source has read.
+
+    Of a counter whose workers add up it is the increase since the last reading, which is added into the ledger
+    and outlives who leads; of one that is a fact of the host it is the total as the system counts it.
+    """
+
+    metric: Metric
+    value: float
+    attributes: Mapping[str, str] = MappingProxyType({})
+
+
+Source: TypeAlias = Callable[[], Iterable[Sample]]
+"""Reads the world once. If it raises it is down, and its last good reading stands until it is too old."""
+
+Count: TypeAlias = Callable[[Metric, float, Mapping[str, str]], None]
+"""Adds to a counter of the ledger."""
+
+
+class Absent(Exception):  # noqa: N818 (it is no error)
+    """Raised by a source that has nothing to read on this machine, and never had: it is neither up nor down."""
+
+
+class _Snapshot(NamedTuple):
+    """A good reading; replaced as a whole, so that it can be looked at without a lock."""
+
+    observations: Mapping[str, list[Observation]]
+    read_at: float
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What holds for the readings of a source."""
+
+    interval_s: float
+    patience_s: float
+    clock: Callable[[], float]
+    on_dropped: Callable[[str], None] | None
+    count: Count | None
+
+    @property
+    def oldest_s(self) -> float:
+        """The age past which a snapshot is not shown."""
+        return max(3 * self.interval_s, 15.0)
+
+
+class Watched:
+    """A source with its last good reading, and whether it answers."""
+
+    def __init__(self, name: str, source: Source, terms: Terms) -> None:
+        self.name = name
+        self._source = source
+        self.terms = terms
+        self.due_at = -math.inf
+        """When the sampler is to read it next."""
+        self._clock = terms.clock
+        self._told: set[str] = set()
+        self._lock = threading.Lock()
+        self._began_at: float | None = None
+        self._answers: bool | None = None
+        self._reported = False
+        self._snapshot: _Snapshot | None = None
+        self.duration_s: float | None = None
+        """How long the last reading took."""
+
+    def forget(self) -> None:
+        """Be as if nothing had been read yet, with a fresh lock."""
+        self._lock = threading.Lock()
+        self._began_at = self._answers = self._snapshot = self.duration_s = None
+        self._reported = False
+        self.due_at = -math.inf
+
+    def read(self, wait_s: float) -> None:
+        """Read the source, unless another thread is in it for longer than `wait_s`; raises nothing."""
+        if not self._lock.acquire(timeout=wait_s):
+            return
+        try:
+            began_at = self._began_at = self._clock()
+            fault: BaseException | None = None
+            try:
+                observations = self._accepted(self._source())
+            except KeyboardInterrupt:
+                raise
+            except Absent as error:
+                self._note_absence(error)
+                return
+            except BaseException as error:
+                # SystemExit too: a driver that gives up must not end the thread that reads the others.
+                fault = error
+            else:
+                self._snapshot = _Snapshot(observations, self._clock())
+            self.duration_s = self._clock() - began_at
+            self._answers = fault is None
+        finally:
+            self._began_at = None
+            self._lock.release()
+        if fault is not None:
+            self.report(f"is down: {type(fault).__name__}: {fault}")
+        elif self._reported:
+            self._reported = False
+            logger.info("Source %s is up again", self.name)
+
+    def _note_absence(self, absence: Absent) -> None:
+        self._answers = self._snapshot = self.duration_s = None
+        if str(absence) not in self._told:
+            self._told.add(str(absence))
+            logger.info("Source %s: %s", self.name, absence)
+
+    def report(self, what: str) -> None:
+        """Log that the source is down, once until it is up again."""
+        if not self._reported:
+            self._reported = True
+            logger.warning("Source %s %s", self.name, what)
+
+    def is_stuck(self) -> bool:
+        """Say whether a reading has been under way for longer than is waited for."""
+        began_at = self._began_at
+        return began_at is not None and self._clock() - began_at > self.terms.patience_s
+
+    def up(self) -> bool | None:
+        """Say whether the source answers and its values are shown; None before it has been tried."""
+        if self.is_stuck():
+            return False
+        return self._answers and self._is_fresh()
+
+    def age_s(self) -> float | None:
+        """The age of the last good reading."""
+        return None if self._snapshot is None else self._clock() - self._snapshot.read_at
+
+    def shown(self) -> Mapping[str, list[Observation]]:
+        """The observations of the last good reading by metric, or nothing if it is too old."""
+        snapshot = self._snapshot
+        return snapshot.observations if snapshot is not None and self._is_fresh() else {}
+
+    def _is_fresh(self) -> bool:
+        age_s = self.age_s()
+        return age_s is not None and age_s <= self.terms.oldest_s
+
+    def _accepted(self, samples: Iterable[Sample]) -> Mapping[str, list[Observation]]:
+        accepted: dict[str, list[Observation]] = {}
+        increases: list[Sample] = []
+        seen: set[tuple[str, frozenset[tuple[str, str]]]] = set()
+        for sample in samples:
+            row, value, attributes = sample
+            fault = _fault(row, value, attributes)
+            if fault is None:
+                series = (row.name, frozenset(attributes.items()))
+                fault = "duplicate" if series in seen else None
+                seen.add(series)
+            if fault is not None:
+                self._drop(fault, sample)
+            elif row.kind == "counter" and row.across == "sum":
+                increases.append(sample)
+            else:
+                accepted.setdefault(row.name, []).append(Observation(float(value), dict(attributes)))
+        if self.terms.count is not None:
+            # When all of it was read: a reading that fails counts nothing.
+            for row, value, attributes in increases:
+                self.terms.count(row, float(value), attributes)
+        return accepted
+
+    def _drop(self, fault: str, sample: Sample) -> None:
+        if self.terms.on_dropped is not None:
+            self.terms.on_dropped(fault)
+        if fault not in self._told:
+            self._told.add(fault)
+            logger.warning(
+                "Source %s: dropped %s=%.80r %.200r (%s); more of the same are counted only",
+                self.name, sample.metric.name, sample.value, dict(sample.attributes), fault,
+            )  # fmt: skip
+
+
+def _fault(row: Metric, value: Any, attributes: Mapping[str, Any]) -> str | None:
+    """Say why a sample cannot be shown, or None if it can."""
+    if DECLARED.get(row.name) is not row:
+        return "undeclared"
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return "type"
+    if not math.isfinite(number):
+        return "not_finite"
+    if number < 0 and row.kind == "counter":
+        return "negative"
+    return None if _are_declared(row, attributes) else "attributes"
+
+
+def _are_declared(row: Metric, attributes: Mapping[str, Any]) -> bool:
+    required, allowed = set(row.attributes), {*row.attributes, *row.optional_attributes}
+    if not row.open_attributes and not required <= attributes.keys() <= allowed:
+        return False
+    return all(isinstance(text, str) and text in row.values.get(key, (text,)) for key, text in attributes.items())
