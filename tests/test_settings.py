@@ -66,6 +66,7 @@ def test_the_words_of_a_choice_are_the_types_words():
     """What an argument accepts and what its annotation says are the same."""
     for field, literal in (
         ("exemplar_filter", settings_module.ExemplarFilter),
+        ("gpus", settings_module.Gpus),
         ("instrumentation", settings_module.Instrumentation),
         ("metrics_exporter", settings_module.MetricsExporter),
     ):
@@ -105,6 +106,8 @@ EXAMPLES: dict[str, tuple[str, Any, Any]] = {
     "sources": ("none", "all", ()),
     "state_dir": ("/run/mlops", Path("/srv/mlops"), Path("/run/mlops")),
     "group": ("blue", "green", "blue"),
+    "gpus": ("all", "visible", "all"),
+    "prediction_energy": ("TRUE", False, True),
     "page_process": ("TRUE", False, True),
     "web_config_file": ("/etc/web.config.yml", None, Path("/etc/web.config.yml")),
     "max_ledger_bytes": ("1000000", 65_536, 1_000_000),
@@ -286,6 +289,9 @@ WRONG_ARGUMENTS: list[tuple[str, Any, type[Exception]]] = [
     ("state_dir", 7, TypeError),
     ("group", "", ValueError),
     ("group", 1, TypeError),
+    ("gpus", "some", ValueError),
+    ("gpus", 0, TypeError),
+    ("prediction_energy", "true", TypeError),
     ("page_process", "true", TypeError),
     ("page_process", 1, TypeError),
     ("web_config_file", "web.config.yml", ValueError),

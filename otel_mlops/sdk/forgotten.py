@@ -52,6 +52,8 @@ def missed(forgets: Sequence[tuple[int, Labels]], followed: float, zeroed: float
 
     It has `followed` the calls up to one, and others have set its cells to zero for those up to `zeroed`.
     """
+    if not forgets or forgets[-1][0] <= followed:
+        return Forgotten()  # as a rule, and asked for every worker on every page
     late = [each for each in forgets if each[0] > followed]
     return Forgotten(
         (labels for number, labels in late if number > zeroed),

@@ -20,8 +20,7 @@ from otel_mlops.sdk.stream import Stream
 class Observed:
     """The streams of observable instruments.
 
-    `ask` runs the callbacks within a time; `new_stream` makes a stream of a scope, name, unit, description and
-    kind.
+    `new_stream` makes a stream of a scope, name, unit, description and kind.
     """
 
     def __init__(self, new_stream: Callable[..., Stream]) -> None:
@@ -40,7 +39,7 @@ class Observed:
         return list(self._streams.values())
 
     def refresh(self, ask: Callable[[float], MetricsData | None], timeout_s: float) -> None:
-        """Have the callbacks speak; what they said before stands where another thread is at it for too long."""
+        """Have `ask` run the callbacks; what they said before stands where another thread is at it for too long."""
         if self._asking == threading.get_ident():
             return  # a callback that looks at the page
         waits_s = timeout_s if self._asking is None else max(0.0, self._began_at + timeout_s - time.monotonic())

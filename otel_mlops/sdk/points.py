@@ -101,17 +101,11 @@ class Points:
     def of(streams: Iterable[Stream]) -> Iterable[Said]:
         """What the streams of this process say."""
         for stream in streams:
-            yield (
-                stream,
-                stream.scope,
-                [
-                    Reading(series, series.attributes, series.born_ns, values, series.read_exemplars())
-                    for series in stream.living()
-                    for values in [
-                        series.read()
-                    ]  # before it is asked when it was born: not at all if forgotten just now
-                ],
-            )
+            readings = []
+            for series in stream.living():
+                values = series.read()  # before it is asked when it was born: not at all if forgotten just now
+                readings.append(Reading(series, series.attributes, series.born_ns, values, series.read_exemplars()))
+            yield stream, stream.scope, readings
 
     def read(self, said: Iterable[Said]) -> Found:
         """Return the data points of each stream that has something to tell, with its scope."""

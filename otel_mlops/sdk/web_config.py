@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from otel_mlops.sdk import tls
+from otel_mlops.settings.values import did_you_mean
 
 if TYPE_CHECKING:
     import ssl
@@ -72,7 +73,7 @@ class Section:
         self._found: dict[str, Any] = found
         for key in found:
             if key not in known:
-                self.fail(key, None, f"one of {', '.join(known)}{_did_you_mean(str(key), known)}")
+                self.fail(key, None, f"one of {', '.join(known)}{did_you_mean(str(key), known)}")
 
     def __bool__(self) -> bool:
         return bool(self._found)
@@ -330,10 +331,3 @@ def _seconds(value: object) -> float | None:
         return None
     split = [re.fullmatch(r"([\d.]+)(\D+)", part) for part in parts]
     return sum(float(match[1]) * _UNIT_S[match[2]] for match in split if match)
-
-
-def _did_you_mean(name: str, known: tuple[str, ...]) -> str:
-    from difflib import get_close_matches  # only for a message
-
-    near = get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]}?" if near else ""

@@ -279,7 +279,7 @@ def _refuse_unknown_keywords(keywords: Iterable[str]) -> None:
     for name in keywords:
         if name not in known:
             arguments = [setting.field for setting in SETTINGS if setting.keyword]
-            raise TypeError(f"there is no setting {name!r}{_did_you_mean(name, arguments)}")
+            raise TypeError(f"there is no setting {name!r}{values.did_you_mean(name, arguments)}")
         if not known[name].keyword:
             raise TypeError(f"{name} is no argument; set {' or '.join(known[name].variables)}")
 
@@ -291,11 +291,4 @@ def _refuse_unknown_variables(environ: Mapping[str, str]) -> None:
             continue
         if _SERVICE_LINK.fullmatch(name) or (name.endswith("_PORT") and "://" in text):
             continue
-        raise ValueError(f"there is no variable {name}{_did_you_mean(name, known)}")
-
-
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    from difflib import get_close_matches  # only for a message that ends the start-up
-
-    near = get_close_matches(name, list(known), n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"there is no variable {name}{values.did_you_mean(name, known)}")

@@ -175,3 +175,11 @@ def pairs_from(text: str) -> dict[str, str]:
 def seconds_from_milliseconds(text: str) -> float:
     """Read milliseconds as seconds."""
     return float(text) / 1000
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the known one that is most like it, if any is."""
+    from difflib import get_close_matches  # only for a message that ends the start-up
+
+    near = get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
