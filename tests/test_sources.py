@@ -1,4 +1,4 @@
-"""The sampler, which reads sources, and the machine as a source."""
+"""The sampler, which reads sources."""
 
 from __future__ import annotations
 
@@ -8,35 +8,30 @@ import subprocess
 import sys
 import threading
 import time
-from collections import namedtuple
 from collections.abc import Callable
-from pathlib import Path
-from types import SimpleNamespace
-from typing import NamedTuple
 
-import psutil
 import pytest
 from opentelemetry.metrics import CallbackOptions
 
 from otel_mlops.metrics import (
+    GPU_BUSY,
+    GPU_ENERGY,
     GPU_UTILIZATION,
-    HARDWARE_TEMPERATURE,
     SOURCE_AGE,
     SOURCE_DURATION,
     SOURCE_UP,
     SYSTEM_CPU_USAGE,
-    SYSTEM_DISK_TOTAL,
+    SYSTEM_DISK_IO,
     SYSTEM_DISK_USAGE,
     SYSTEM_MEMORY_TOTAL,
     SYSTEM_MEMORY_USAGE,
     Metric,
 )
-from otel_mlops.sources.host import open_host
-from otel_mlops.sources.sampler import Sample, Sampler
+from otel_mlops.sources.sampler import Absent, Sample, Sampler
 
 SELDOM_S = 3600.0
 DAY_S = 86_400
-LINUX = sys.platform == "linux"
+GPU = {"gpu_id": "0", "gpu_name": "H100"}
 
 
 def eventually(condition: Callable[[], object], within_s: float = 20.0) -> None:
@@ -198,6 +193,103 @@ def test_sampling_beside_the_thread_never_reads_a_source_twice_at_once(opened):
     assert max(most) == 1
 
 
+def test_a_source_has_a_pace_of_its_own(opened):
+    """A source that is named in `paces` is read at it, sooner or later than the others, which keep the interval."""
+    often, seldom = Faulty(), Faulty(row=SYSTEM_MEMORY_USAGE)
+    sampler = opened({"often": often, "seldom": seldom}, paces={"often": 0.01})
+    sampler.start()
+    eventually(lambda: often.readings >= 5)
+    assert seldom.readings == 1
+    sampler.stop(10)
+    often, seldom = Faulty(), Faulty(row=SYSTEM_MEMORY_USAGE)
+    sampler = opened({"often": often, "seldom": seldom}, 0.01, paces={"seldom": SELDOM_S, "nobody": 1.0})
+    sampler.start()
+    eventually(lambda: often.readings >= 5)
+    assert seldom.readings == 1
+
+
+def test_values_vanish_by_the_pace_of_their_source(opened):
+    """What is read seldom is shown for longer: three of its own intervals."""
+    clock = Clock()
+    sources = {"often": Faulty(), "seldom": Faulty(row=SYSTEM_MEMORY_USAGE)}
+    sampler = opened(sources, 5.0, paces={"seldom": 60.0}, clock=clock)
+    sampler.sample()
+    clock.now += 180.0
+    assert seen(sampler, SYSTEM_CPU_USAGE) == {}
+    assert seen(sampler, SYSTEM_MEMORY_USAGE) == {(): 1.0}
+    clock.now += 0.001
+    assert seen(sampler, SYSTEM_MEMORY_USAGE) == {}
+
+
+# --- What adds up over workers -----------------------------------------------------------------------------
+
+
+class Ledger:
+    """What was counted, by metric and attributes."""
+
+    def __init__(self):
+        self.counts: dict[tuple[str, ...], float] = {}
+
+    def count(self, row: Metric, value: float, attributes) -> None:
+        """Add to a counter."""
+        assert row.across == "sum"
+        assert type(value) is float
+        series = (row.name, *attributes.values())
+        self.counts[series] = self.counts.get(series, 0.0) + value
+
+
+def test_increases_are_counted_and_totals_are_shown(opened):
+    """A counter that adds up over workers goes into the ledger, also by 0; one that is a fact of the host is shown."""
+    ledger = Ledger()
+    disk = {"direction": "read"}
+    increases = iter([0, 2.5, 3])
+    sampler = opened(
+        {"gpu": lambda: [Sample(GPU_BUSY, next(increases), GPU), Sample(SYSTEM_DISK_IO, 100, disk)]}, count=ledger.count
+    )
+    for total in (0.0, 2.5, 5.5):
+        sampler.sample()
+        assert ledger.counts == {(GPU_BUSY.name, "0", "H100"): total}
+        assert seen(sampler, GPU_BUSY) == {}
+        assert seen(sampler, SYSTEM_DISK_IO) == {("read",): 100.0}
+
+
+def test_a_reading_that_fails_counts_nothing(opened):
+    """Increases count when all of the reading is there: those of one that breaks off come again with the next."""
+    ledger, breaks_off = Ledger(), [True]
+
+    def source():
+        yield Sample(GPU_BUSY, 2.0, GPU)
+        if breaks_off:
+            raise OSError("gone")
+
+    sampler = opened({"gpu": source}, count=ledger.count)
+    sampler.sample()
+    assert ledger.counts == {}
+    breaks_off.clear()
+    sampler.sample()
+    assert ledger.counts == {(GPU_BUSY.name, "0", "H100"): 2.0}
+
+
+def test_an_increase_that_cannot_be_is_not_counted(opened):
+    """What is below 0 or there twice is dropped and said, and the rest of the reading counts."""
+    ledger, dropped = Ledger(), []
+    other = GPU | {"gpu_id": "1"}
+    samples = [Sample(GPU_BUSY, 1.0, GPU), Sample(GPU_BUSY, 1.0, GPU), Sample(GPU_BUSY, -1.0, other)]
+    sampler = opened({"gpu": lambda: samples}, count=ledger.count, on_dropped=dropped.append)
+    sampler.sample()
+    assert ledger.counts == {(GPU_BUSY.name, "0", "H100"): 1.0}
+    assert sorted(dropped) == ["duplicate", "negative"]
+
+
+def test_without_a_ledger_increases_go_nowhere(opened):
+    """A sampler that was given nothing to count with shows the rest."""
+    sampler = opened({"gpu": lambda: [Sample(GPU_BUSY, 1.0, GPU), Sample(SYSTEM_CPU_USAGE, 2.0)]})
+    sampler.sample()
+    assert seen(sampler, GPU_BUSY) == {}
+    assert seen(sampler, SYSTEM_CPU_USAGE) == {(): 2.0}
+    assert seen(sampler, SOURCE_UP) == {("gpu",): 1.0}
+
+
 # --- About the sources -------------------------------------------------------------------------------------
 
 
@@ -245,6 +337,44 @@ def test_a_source_that_never_answered_is_down_and_has_no_age(opened):
     sampler.sample()
     assert seen(sampler, SOURCE_UP) == {("bad",): 0.0}
     assert seen(sampler, SOURCE_AGE) == {}
+
+
+def test_a_source_with_nothing_to_read_is_neither_up_nor_down(opened, caplog):
+    """An absence is no fault: no series, one line at INFO for each reason, and a later reading can succeed or fail."""
+    caplog.set_level(logging.INFO)
+    source = Faulty(41.0)
+    source.error = Absent("there is no GPU")
+    sampler = opened({"gpu": source})
+    about = (SOURCE_UP, SOURCE_DURATION, SOURCE_AGE, SYSTEM_CPU_USAGE)
+    for error in (Absent("there is no GPU"), Absent("there is no driver"), Absent("there is no GPU")):
+        source.error = error
+        sampler.sample()
+        assert [seen(sampler, row) for row in about] == [{}] * 4
+    source.error = None
+    sampler.sample()
+    assert seen(sampler, SOURCE_UP) == {("gpu",): 1.0}
+    assert seen(sampler, SYSTEM_CPU_USAGE) == {(): 41.0}
+    source.error = OSError("gone")
+    sampler.sample()
+    assert seen(sampler, SOURCE_UP) == {("gpu",): 0.0}
+    source.error = Absent("there is no GPU")
+    sampler.sample()
+    assert [seen(sampler, row) for row in about] == [{}] * 4
+    assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
+        (logging.INFO, "Source gpu: there is no GPU"),
+        (logging.INFO, "Source gpu: there is no driver"),
+        (logging.WARNING, "Source gpu is down: OSError: gone"),
+    ]
+
+
+def test_an_absent_source_leaves_the_others_whole(opened):
+    """The others are read on, also by the thread."""
+    absent, good = Faulty(), Faulty(2.0, SYSTEM_MEMORY_USAGE)
+    absent.error = Absent("there is none")
+    sampler = opened({"absent": absent, "good": good}, 0.01)
+    sampler.start()
+    eventually(lambda: good.readings >= 3 and absent.readings >= 3)
+    assert seen(sampler, SOURCE_UP) == {("good",): 1.0}
 
 
 def test_the_changes_of_a_source_are_logged_and_nothing_else(opened, caplog):
@@ -330,6 +460,9 @@ LOOKALIKE = Metric(SYSTEM_CPU_USAGE.name, "gauge", "%", "Another row of a declar
         (Sample(SYSTEM_MEMORY_USAGE, 1.0, {"color": "red"}), "attributes"),
         (Sample(SYSTEM_DISK_USAGE, 1.0), "attributes"),
         (Sample(SYSTEM_DISK_USAGE, 1.0, {"mount_point": 7}), "attributes"),
+        (Sample(SYSTEM_DISK_IO, 1.0, {"direction": 1}), "attributes"),
+        (Sample(SYSTEM_DISK_IO, -0.5, {"direction": "read"}), "negative"),
+        (Sample(GPU_ENERGY, -1e-9, GPU), "negative"),
         (Sample(SYSTEM_CPU_USAGE, 2.0), "duplicate"),
     ],
 )
@@ -608,6 +741,8 @@ def test_a_forked_child_has_read_nothing_and_can_begin(opened):
         ({"interval_s": float("inf")}, ValueError, "interval_s is inf"),
         ({"interval_s": "5"}, TypeError, "interval_s is '5'"),
         ({"interval_s": True}, TypeError, "interval_s is True"),
+        ({"sources": {"a": list}, "paces": {"a": 0}}, ValueError, r"paces\['a'\] is 0"),
+        ({"sources": {"a": list}, "paces": {"a": "1"}}, TypeError, r"paces\['a'\] is '1'"),
         ({"patience_s": 0}, ValueError, "patience_s is 0"),
         ({"sources": {"": list}}, ValueError, "sources has the name ''"),
         ({"sources": {"host": None}}, TypeError, r"sources\['host'\] is None"),
@@ -617,382 +752,3 @@ def test_a_mistake_in_the_call_names_the_argument(arguments, error, message):
     """A wrong argument is an error at construction that names it, its value and what was expected."""
     with pytest.raises(error, match=message):
         Sampler(**{"sources": {}, "interval_s": 5.0, **arguments})
-
-
-# --- The machine -------------------------------------------------------------------------------------------
-
-
-class Memory(NamedTuple):
-    """The fields of psutil's that every system has."""
-
-    total: int
-    available: int
-    percent: float
-    used: int
-    free: int
-
-
-class Usage(NamedTuple):
-    """The space of a file system."""
-
-    total: int
-    used: int
-    free: int
-    percent: float
-
-
-class Partition(NamedTuple):
-    """A mounted file system."""
-
-    device: str
-    mountpoint: str
-    fstype: str
-    opts: str
-
-
-class Sensor(NamedTuple):
-    """A temperature."""
-
-    label: str
-    current: float | None
-    high: float | None
-    critical: float | None
-
-
-LINUX_TIMES = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal", "guest", "guest_nice")
-
-
-class FakePsutil:
-    """What the machine is read through: psutil with a machine that the test describes."""
-
-    def __init__(self):
-        self.times = dict.fromkeys(LINUX_TIMES, 0.0) | {"user": 100.0, "idle": 900.0}
-        self.memory = Memory(total=1000, available=400, percent=60.0, used=500, free=100)
-        self.partitions = [Partition("/dev/sda1", "/", "ext4", "rw"), Partition("/dev/sdb1", "/data", "xfs", "rw")]
-        self.usages = {"/": Usage(100, 40, 60, 40.0), "/data": Usage(200, 50, 150, 25.0)}
-        self.sensors = {}
-        self.leave = threading.Event()
-
-    def cpu_times(self):
-        return namedtuple("Times", self.times)(**self.times)  # noqa: PYI024 (the fields are the system's)
-
-    def virtual_memory(self):
-        return self.memory
-
-    def disk_partitions(self, all=False):  # noqa: A002 (psutil's name)
-        assert all is False
-        return self.partitions
-
-    def disk_usage(self, path):
-        usage = self.usages[path]
-        if usage == "hangs":
-            self.leave.wait(30)
-            usage = Usage(1, 1, 0, 100.0)
-        if isinstance(usage, Exception):
-            raise usage
-        return usage
-
-    def sensors_temperatures(self):
-        return self.sensors
-
-    def spend(self, **seconds: float) -> None:
-        """Let CPU time pass."""
-        for field, spent in seconds.items():
-            self.times[field] += spent
-
-
-@pytest.fixture
-def machine():
-    """A machine that the test describes."""
-    machine = FakePsutil()
-    yield machine
-    machine.leave.set()
-
-
-def values(samples, row: Metric):
-    """The values of a row among samples, by its attributes' values."""
-    return {tuple(s.attributes.values()): s.value for s in samples if s.metric is row}
-
-
-def cpu_percent(source) -> float | None:
-    """The CPU figure of one reading."""
-    return values(source(), SYSTEM_CPU_USAGE).get(())
-
-
-def test_the_cpu_figure_is_that_of_the_time_since_the_last_reading(machine):
-    """Each reading covers the window since the one before, the first that since the opening."""
-    source = open_host(machine)
-    machine.spend(user=1.0, idle=3.0)
-    assert cpu_percent(source) == 25.0
-    machine.spend(system=1.0, nice=1.0, iowait=1.0, idle=1.0)
-    assert cpu_percent(source) == 50.0
-
-
-def test_a_guests_time_is_not_counted_twice(machine):
-    """Linux counts the time of virtual machines in user and nice already."""
-    source = open_host(machine)
-    machine.spend(user=2.0, guest=2.0, nice=1.0, guest_nice=1.0, idle=3.0)
-    assert cpu_percent(source) == 50.0
-
-
-def test_all_other_times_are_busy(machine):
-    """Interrupts and stolen time are not idle; what a system does not count is not missed."""
-    source = open_host(machine)
-    machine.spend(irq=1.0, softirq=1.0, steal=1.0, idle=1.0)
-    assert cpu_percent(source) == 75.0
-    machine.times = {"user": 1.0, "nice": 0.0, "system": 0.0, "idle": 0.0}
-    source = open_host(machine)
-    machine.spend(system=1.0, idle=1.0)
-    assert cpu_percent(source) == 50.0
-
-
-def test_a_window_too_short_to_mean_anything_repeats_the_last_figure(machine):
-    """Two readings within a clock tick do not give 0 or 100, and the time between them is not lost."""
-    source = open_host(machine)
-    assert cpu_percent(source) == 10.0  # since boot: nothing better is known yet
-    machine.spend(user=3.0, idle=1.0)
-    assert cpu_percent(source) == 75.0
-    machine.spend(user=0.01)
-    assert cpu_percent(source) == 75.0
-    machine.spend(idle=0.99)
-    assert cpu_percent(source) == pytest.approx(1.0)
-
-
-def test_times_that_step_back_keep_the_figure_in_its_range(machine):
-    """Where iowait or a CPU that went offline makes a counter smaller, the figure stays within 0 to 100."""
-    source = open_host(machine)
-    machine.spend(user=4.0, idle=-2.0, iowait=-1.0)
-    assert cpu_percent(source) == 100.0
-    machine.spend(user=-50.0, idle=4.0)
-    assert cpu_percent(source) == 0.0
-
-
-def test_the_cpu_figure_does_not_depend_on_the_thread(machine):
-    """A thread that is new gets the same figure: psutil's own gives it 0."""
-    source = open_host(machine)
-    figures = []
-    for _ in range(3):
-        machine.spend(user=1.0, idle=1.0)
-        thread = threading.Thread(target=lambda: figures.append(cpu_percent(source)))
-        thread.start()
-        thread.join(10)
-    assert figures == [50.0, 50.0, 50.0]
-
-
-def test_memory_in_use_is_what_is_not_available(machine):
-    """Caches that can be given back are not in use."""
-    samples = open_host(machine)()
-    assert values(samples, SYSTEM_MEMORY_USAGE) == {(): 600}
-    assert values(samples, SYSTEM_MEMORY_TOTAL) == {(): 1000}
-
-
-def test_each_file_system_has_its_space(machine):
-    """Use and size stand by mount point."""
-    samples = open_host(machine)()
-    assert values(samples, SYSTEM_DISK_USAGE) == {("/",): 40, ("/data",): 50}
-    assert values(samples, SYSTEM_DISK_TOTAL) == {("/",): 100, ("/data",): 200}
-
-
-def test_images_and_second_mounts_of_a_device_are_left_out(machine):
-    """A read-only image is always full, and a device mounted twice is one file system."""
-    machine.partitions += [
-        Partition("/dev/loop3", "/snap/core/1", "squashfs", "ro"),
-        Partition("/dev/loop4", "/mnt/disk-image", "ext4", "rw"),
-        Partition("/dev/sr0", "/media/cdrom", "iso9660", "ro"),
-        Partition("/dev/sdb1", "/var/lib/kubelet/pods/7/volumes/data", "xfs", "rw"),
-    ]
-    assert values(open_host(machine)(), SYSTEM_DISK_USAGE) == {("/",): 40, ("/data",): 50}
-
-
-def test_a_container_shows_its_root_and_no_single_files(machine, tmp_path):
-    """Psutil leaves out the overlay at the root and lists the files mounted from the host's disk."""
-    hosts = tmp_path / "hosts"
-    hosts.write_text("127.0.0.1 localhost")
-    volume = str(tmp_path / "a-volume-with-a-longer-name")
-    machine.partitions = [
-        Partition("/dev/sda1", str(hosts), "ext4", "rw"),
-        Partition("/dev/sda1", volume, "ext4", "rw"),
-    ]
-    machine.usages[str(hosts)] = machine.usages[volume] = Usage(300, 60, 240, 20.0)
-    assert values(open_host(machine)(), SYSTEM_DISK_USAGE) == {("/",): 40, (volume,): 60}
-
-
-def test_a_mount_that_cannot_be_read_leaves_the_others_whole(machine, caplog):
-    """An unreadable mount is absent and logged once; another mount of its device stands in for it."""
-    machine.partitions.append(Partition("/dev/sda1", "/rescue", "ext4", "rw"))
-    machine.usages |= {"/": PermissionError("no"), "/rescue": Usage(100, 41, 59, 41.0)}
-    source = open_host(machine)
-    for _ in range(3):
-        assert values(source(), SYSTEM_DISK_USAGE) == {("/rescue",): 41, ("/data",): 50}
-    assert [record.getMessage() for record in caplog.records] == ["The file system at / cannot be read: no"]
-
-
-def test_a_mount_that_hangs_leaves_everything_else_whole(machine, caplog):
-    """A dead mount costs its timeout once and one thread; it is back when it answers."""
-    machine.usages["/data"] = "hangs"
-    source = open_host(machine, disk_timeout_s=0.05)
-    for _ in range(3):
-        samples = source()
-        assert values(samples, SYSTEM_DISK_USAGE) == {("/",): 40}
-        assert values(samples, SYSTEM_MEMORY_TOTAL) == {(): 1000}
-    stuck = [thread for thread in threading.enumerate() if thread.name == "otel-mlops-disk"]
-    assert len(stuck) == 1
-    assert len(caplog.records) == 1
-    machine.usages["/data"] = Usage(200, 51, 149, 25.5)
-    machine.leave.set()
-    stuck[0].join(10)
-    assert values(source(), SYSTEM_DISK_USAGE) == {("/",): 40, ("/data",): 51}
-
-
-def test_a_mount_point_that_is_no_text_can_be_written(machine):
-    """A path of bytes that are not UTF-8 becomes a label all the same."""
-    odd = "/mnt/caf\udce9"
-    machine.partitions.append(Partition("/dev/sdc1", odd, "ext4", "rw"))
-    machine.usages[odd] = Usage(10, 1, 9, 10.0)
-    labels = values(open_host(machine)(), SYSTEM_DISK_USAGE)
-    assert ("/mnt/caf?",) in labels
-
-
-def test_each_temperature_has_its_component(machine):
-    """A component is chip and label, numbered where two are alike; a sensor not connected is absent."""
-    machine.sensors = {
-        "coretemp": [Sensor("Core 0", 51.0, 90.0, 100.0), Sensor("Core 0", 52.0, 90.0, 100.0)],
-        "acpitz": [Sensor("", 27.8, None, None), Sensor("", 0.0, None, None)],
-        "nvme": [Sensor("Composite", None, None, None), Sensor("Sensor 1", -273.1, None, None)],
-    }
-    assert values(open_host(machine)(), HARDWARE_TEMPERATURE) == {
-        ("coretemp/Core 0",): 51.0,
-        ("coretemp/Core 0#2",): 52.0,
-        ("acpitz",): 27.8,
-    }
-
-
-def test_a_system_without_sensors_has_no_temperature(machine):
-    """Where psutil cannot read sensors, or finds none, the metric is absent, not 0."""
-    assert values(open_host(machine)(), HARDWARE_TEMPERATURE) == {}
-    without = SimpleNamespace(
-        cpu_times=machine.cpu_times,
-        virtual_memory=machine.virtual_memory,
-        disk_partitions=machine.disk_partitions,
-        disk_usage=machine.disk_usage,
-    )
-    samples = open_host(without)()
-    assert values(samples, HARDWARE_TEMPERATURE) == {}
-    assert values(samples, SYSTEM_MEMORY_TOTAL) == {(): 1000}
-
-
-def broken(*_arguments, **_keywords):
-    """Raises, as a driver does."""
-    raise OSError("broken")
-
-
-@pytest.mark.parametrize(
-    ("call", "absent"),
-    [
-        ("cpu_times", {SYSTEM_CPU_USAGE}),
-        ("virtual_memory", {SYSTEM_MEMORY_USAGE, SYSTEM_MEMORY_TOTAL}),
-        ("disk_partitions", {SYSTEM_DISK_USAGE, SYSTEM_DISK_TOTAL}),
-        ("sensors_temperatures", {HARDWARE_TEMPERATURE}),
-    ],
-)
-def test_a_part_that_cannot_be_read_leaves_the_others_whole(machine, monkeypatch, caplog, call, absent):
-    """Whatever part fails, the others are there, one line is logged, and the part comes back."""
-    machine.sensors = {"acpitz": [Sensor("", 27.8, None, None)]}
-    whole = {sample.metric.name for sample in open_host(machine)()}
-    monkeypatch.setattr(machine, call, broken)
-    source = open_host(machine)
-    for _ in range(3):
-        assert whole - {sample.metric.name for sample in source()} == {row.name for row in absent}
-    assert len(caplog.records) == 1
-    monkeypatch.undo()
-    assert {sample.metric.name for sample in open_host(machine)()} == whole
-
-
-def test_a_machine_of_which_nothing_can_be_read_is_down(machine, monkeypatch):
-    """When every part fails the reading raises, so that the source is seen to be down."""
-    for call in ("cpu_times", "virtual_memory", "disk_partitions", "sensors_temperatures"):
-        monkeypatch.setattr(machine, call, broken)
-    source = open_host(machine)
-    with pytest.raises(OSError, match="broken"):
-        source()
-
-
-def test_without_psutil_the_host_cannot_be_opened(monkeypatch):
-    """The import is late, and its failure is the opener's."""
-    monkeypatch.setitem(sys.modules, "psutil", None)
-    with pytest.raises(ImportError):
-        open_host()
-
-
-@pytest.mark.parametrize("driver", [None, FakePsutil()], ids=["real", "fake"])
-def test_every_sample_of_the_machine_can_be_shown(opened, driver):
-    """What the source gives is declared, finite, labelled as its row says, in range, and there once."""
-    dropped = []
-    sampler = opened({"host": open_host(driver)}, on_dropped=dropped.append)
-    sampler.sample()
-    assert dropped == []
-    assert 0 <= seen(sampler, SYSTEM_CPU_USAGE)[()] <= 100
-    assert 0 < seen(sampler, SYSTEM_MEMORY_USAGE)[()] < seen(sampler, SYSTEM_MEMORY_TOTAL)[()]
-    used, total = seen(sampler, SYSTEM_DISK_USAGE), seen(sampler, SYSTEM_DISK_TOTAL)
-    assert ("/",) in used
-    assert used.keys() == total.keys()
-    assert all(0 <= used[mount] <= total[mount] for mount in used)
-    assert all(-100 < celsius < 200 for celsius in seen(sampler, HARDWARE_TEMPERATURE).values())
-
-
-def test_the_fake_looks_like_psutil():
-    """The fields that are read have the same names in psutil as in the fake."""
-    fake = FakePsutil()
-    fake.sensors = {"acpitz": [Sensor("", 27.8, None, None)]}
-    assert {"user", "system", "idle"} <= set(psutil.cpu_times()._fields)
-    if LINUX:
-        assert set(psutil.cpu_times()._fields) == set(fake.cpu_times()._fields)
-    assert {"total", "available"} <= set(psutil.virtual_memory()._fields)
-    assert set(Partition._fields) <= set(psutil._ntuples.sdiskpart._fields)
-    assert all(set(Partition._fields) <= set(each._fields) for each in psutil.disk_partitions(all=False))
-    assert set(Usage._fields) == set(psutil.disk_usage(os.sep)._fields)
-    sensors = getattr(psutil, "sensors_temperatures", dict)()
-    assert all(set(Sensor._fields) <= set(each._fields) for chip in sensors.values() for each in chip)
-
-
-@pytest.mark.skipif(not LINUX, reason="run this on Linux, which has /proc")
-def test_the_figures_are_those_of_the_kernel():
-    """Memory and disk agree with /proc and statvfs."""
-    samples = open_host()()
-    lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-    meminfo = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
-    assert values(samples, SYSTEM_MEMORY_TOTAL)[()] == meminfo["MemTotal"]
-    in_use = meminfo["MemTotal"] - meminfo["MemAvailable"]
-    assert values(samples, SYSTEM_MEMORY_USAGE)[()] == pytest.approx(in_use, abs=0.05 * meminfo["MemTotal"])
-    root = os.statvfs("/")
-    assert values(samples, SYSTEM_DISK_TOTAL)["/",] == root.f_blocks * root.f_frsize
-
-
-@pytest.mark.skipif(not LINUX, reason="run this on Linux, where one thread's CPU time can be held against the clock")
-def test_a_computation_raises_the_cpu_figure():
-    """While this thread computes, at least its own share of the machine is in use."""
-    source = open_host()
-    began, began_cpu = time.monotonic(), time.thread_time()
-    while time.monotonic() - began < 0.5:
-        sum(range(1000))
-    share = 100 * (time.thread_time() - began_cpu) / (time.monotonic() - began) / (os.cpu_count() or 1)
-    assert share > 0
-    # The kernel counts in ticks of 10 ms on each CPU.
-    assert cpu_percent(source) >= share - 10
-
-
-@pytest.mark.parametrize("is_ending", [False, True])
-def test_a_program_that_ends_has_no_fault(
-    machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, is_ending: bool
-):
-    """Where no thread can be started any more because the program ends nothing is said; at other times it is."""
-    source = open_host(machine)
-
-    def refuse(self: threading.Thread) -> None:
-        raise RuntimeError("can't create new thread at interpreter shutdown")
-
-    monkeypatch.setattr(threading.Thread, "start", refuse)
-    main = threading.Thread() if is_ending else threading.main_thread()
-    monkeypatch.setattr(threading, "main_thread", lambda: main)
-    assert values(source(), SYSTEM_MEMORY_TOTAL)
-    assert bool(caplog.records) is not is_ending

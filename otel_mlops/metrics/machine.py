@@ -16,7 +16,8 @@ SYSTEM_CPU_USAGE = Metric(
     (), "once", note="Of the whole machine, in a container too; `container_cpu_utilization_ratio` is of its share.",
 )
 SYSTEM_CPU_LOAD_1M = Metric(
-    "system.cpu.load.1m", "gauge", "{thread}", "Threads that ran or waited, averaged over 1 minute.", (), "once"
+    "system.cpu.load.1m", "gauge", "{thread}", "Threads that ran or waited, averaged over 1 minute.", (), "once",
+    note="On Linux those that wait for a disk as well. Of the whole machine. Absent on Windows.",
 )
 SYSTEM_CPU_LOAD_5M = Metric(
     "system.cpu.load.5m", "gauge", "{thread}", "Threads that ran or waited, averaged over 5 minutes.", (), "once"
@@ -28,7 +29,8 @@ SYSTEM_PRESSURE = Metric(
     "system.pressure.ratio", "gauge", "1",
     "Share of the time since the last reading in which some task waited for a resource, 0 to 1.",
     ("resource",), "once", values={"resource": ("cpu", "memory", "io")},
-    note="The kernel's pressure stall information, `some`. Of a container's own tasks where its control group tells.",
+    note="The kernel's pressure stall information, `some`. Of a container's own tasks where its control group tells. "
+    "Absent where the kernel does not.",
 )
 SYSTEM_MEMORY_USAGE = Metric(
     "system.memory.usage", "gauge", "By", "Memory in use: what is not available to a new process.",
@@ -37,7 +39,9 @@ SYSTEM_MEMORY_USAGE = Metric(
 )
 SYSTEM_MEMORY_TOTAL = Metric("system.memory.total", "gauge", "By", "Memory of the machine.", (), "once")
 SYSTEM_SWAP_USAGE = Metric("system.swap.usage", "gauge", "By", "Swap space in use.", (), "once")
-SYSTEM_SWAP_TOTAL = Metric("system.swap.total", "gauge", "By", "Swap space of the machine.", (), "once")
+SYSTEM_SWAP_TOTAL = Metric(
+    "system.swap.total", "gauge", "By", "Swap space of the machine; 0 where it has none.", (), "once"
+)
 SYSTEM_DISK_USAGE = Metric(
     "system.disk.usage", "gauge", "By", "Disk space in use on a mounted file system.",
     ("mount_point",), "once",
@@ -52,7 +56,8 @@ SYSTEM_DISK_IO = Metric(
 SYSTEM_NETWORK_IO = Metric(
     "system.network.io", "counter", "By", "Bytes sent and received over the network.",
     ("direction",), "once", values={"direction": DIRECTIONS},
-    note="Real interfaces where there are any, else all but the loopback: a container has none that is real.",
+    note="Real interfaces where there are any, else all but the loopback: a container has none that is real. "
+    "RDMA passes them by.",
 )
 HARDWARE_TEMPERATURE = Metric(
     "hardware.temperature", "gauge", "Cel", "Temperature of a component of the machine.",
@@ -80,14 +85,16 @@ CONTAINER_CPU_UTILIZATION = Metric(
 CONTAINER_CPU_THROTTLED = Metric(
     "container.cpu.throttled", "counter", "s", "Time for which the container was kept from running by its CPU limit.",
     (), "once",
-    note="Throttled requests are slow while the CPU looks idle: raise the limit, or have fewer threads.",
+    note="Throttled requests are slow while the CPU looks idle: raise the limit, or have fewer threads. The times of "
+    "all CPUs are added up.",
 )
 CONTAINER_MEMORY_LIMIT = Metric(
     "container.memory.limit", "gauge", "By", "Memory that the container may use.", (), "once",
     note="Absent without a limit.",
 )
 CONTAINER_MEMORY_USAGE = Metric(
-    "container.memory.usage", "gauge", "By", "Memory that the container uses, with its file cache.", (), "once"
+    "container.memory.usage", "gauge", "By", "Memory that the container uses, with its file cache.", (), "once",
+    note="Near the limit in any container that reads many files, as the cache fills what is free.",
 )
 CONTAINER_MEMORY_WORKING_SET = Metric(
     "container.memory.working.set", "gauge", "By",
@@ -101,7 +108,8 @@ CONTAINER_MEMORY_UTILIZATION = Metric(
 CONTAINER_MEMORY_EVENTS = Metric(
     "container.memory.events", "counter", "{event}", "How often the container met its memory limit.",
     ("event",), "once", values={"event": ("high", "max", "oom", "oom_kill")},
-    note="`high` was slowed down, `max` had to reclaim, `oom` ran out, `oom_kill` lost a process.",
+    note="`high` was slowed down, `max` had to reclaim, `oom` ran out, `oom_kill` lost a process. "
+    "Groups within it count too.",
 )
 
 # --- The worker processes, each under its number, the process of the page as `page` ---------------------------

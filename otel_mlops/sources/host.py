@@ -1,11 +1,10 @@
-"""The machine as a source: CPU, memory, disks and temperatures, read through psutil."""
+"""The machine as a source: CPU, memory and temperatures, read through psutil; disks and network lie beside it."""
 
 from __future__ import annotations
 
 import logging
 import math
-import os
-import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -13,71 +12,84 @@ from typing import Any
 
 from otel_mlops.metrics import (
     HARDWARE_TEMPERATURE,
+    SYSTEM_CPU_LOAD_1M,
+    SYSTEM_CPU_LOAD_5M,
+    SYSTEM_CPU_LOAD_15M,
     SYSTEM_CPU_USAGE,
-    SYSTEM_DISK_TOTAL,
-    SYSTEM_DISK_USAGE,
     SYSTEM_MEMORY_TOTAL,
     SYSTEM_MEMORY_USAGE,
+    SYSTEM_SWAP_TOTAL,
+    SYSTEM_SWAP_USAGE,
 )
+from otel_mlops.sources.disks import Space, Traffic, readable
+from otel_mlops.sources.network import Network
+from otel_mlops.sources.parts import Parts
+from otel_mlops.sources.pressure import Pressure
 from otel_mlops.sources.sampler import Sample, Source
+from otel_mlops.sources.totals import SHORTEST_WINDOW_S
 
 logger = logging.getLogger(__name__)
 
-_SHORTEST_WINDOW_S = 0.1
-_IMAGES = frozenset({"squashfs", "iso9660", "udf", "erofs", "cramfs"})
 
-
-def open_host(psutil: Any = None, *, disk_timeout_s: float = 1.0) -> Source:
+def open_host(
+    psutil: Any = None,
+    *,
+    disk_timeout_s: float = 1.0,
+    root: Path = Path("/"),
+    clock: Callable[[], float] = time.monotonic,
+) -> Source:
     """Open the machine as a source.
 
-    Reads:   cpu_times, virtual_memory, disk_partitions, disk_usage per mount, sensors_temperatures.
-    Yields:  SYSTEM_CPU_USAGE, SYSTEM_MEMORY_USAGE, SYSTEM_MEMORY_TOTAL, SYSTEM_DISK_USAGE,
-             SYSTEM_DISK_TOTAL, HARDWARE_TEMPERATURE.
-    Absent when: the machine has no such sensor, or a part cannot be read; the other parts are there still.
+    Reads:   psutil's cpu_times, getloadavg, virtual_memory, swap_memory, disk_partitions, disk_usage per mount,
+             disk_io_counters, net_io_counters and sensors_temperatures; on Linux, under `root`, proc/pressure,
+             sys/block, sys/class/net and the pressure of the own control group.
+    Yields:  the rows SYSTEM but SYSTEM_INFO; the pressure from the second reading on.
+    Absent when: the machine has no such thing (a sensor, pressure, a load average), or a part cannot be read; the
+             other parts are there still.
     Errors:  ImportError without psutil; a reading raises if no part at all could be read.
     """
     if psutil is None:
         import psutil
-    return _Host(psutil, disk_timeout_s).read
+    machine = _Machine(psutil)
+    return Parts(
+        "machine",
+        {
+            "CPU": _Cpu(psutil).read,
+            "load": machine.load,
+            "pressure": Pressure(root, clock).read,
+            "memory": machine.memory,
+            "swap": machine.swap,
+            "disks": Space(psutil, disk_timeout_s).read,
+            "disk traffic": Traffic(psutil, root).read,
+            "network": Network(psutil, root).read,
+            "temperatures": machine.temperatures,
+        },
+    ).read
 
 
-class _Host:
-    def __init__(self, psutil: Any, disk_timeout_s: float) -> None:
+class _Machine:
+    """What psutil says at once, without a reading before."""
+
+    def __init__(self, psutil: Any) -> None:
         self._psutil = psutil
-        self._cpu = _Cpu(psutil.cpu_times)
-        self._disks = _Disks(psutil, disk_timeout_s)
-        self._failing: set[str] = set()
 
-    def read(self) -> Iterable[Sample]:
-        """Read every part; one that fails leaves the others whole and is logged once until it is back."""
-        parts: dict[str, Callable[[], Iterable[Sample]]] = {
-            "cpu": self._cpu.read,
-            "memory": self._memory,
-            "disks": self._disks.read,
-            "temperatures": self._temperatures,
-        }
-        samples: list[Sample] = []
-        faults: list[Exception] = []
-        for part, read in parts.items():
-            try:
-                samples.extend(read())
-            except Exception as error:
-                faults.append(error)
-                if part not in self._failing:
-                    self._failing.add(part)
-                    logger.warning("The machine's %s cannot be read: %r", part, error)
-            else:
-                self._failing.discard(part)
-        if faults and not samples:
-            raise faults[0]
-        return samples
+    def load(self) -> Iterator[Sample]:
+        # On Windows psutil imitates it: it starts a thread for it, and says 0 at first.
+        if not self._psutil.WINDOWS:
+            rows = (SYSTEM_CPU_LOAD_1M, SYSTEM_CPU_LOAD_5M, SYSTEM_CPU_LOAD_15M)
+            yield from map(Sample, rows, self._psutil.getloadavg())
 
-    def _memory(self) -> Iterator[Sample]:
+    def memory(self) -> Iterator[Sample]:
         memory = self._psutil.virtual_memory()
         yield Sample(SYSTEM_MEMORY_USAGE, memory.total - memory.available)
         yield Sample(SYSTEM_MEMORY_TOTAL, memory.total)
 
-    def _temperatures(self) -> Iterator[Sample]:
+    def swap(self) -> Iterator[Sample]:
+        swap = self._psutil.swap_memory()
+        yield Sample(SYSTEM_SWAP_USAGE, swap.used)
+        yield Sample(SYSTEM_SWAP_TOTAL, swap.total)
+
+    def temperatures(self) -> Iterator[Sample]:
         read = getattr(self._psutil, "sensors_temperatures", None)
         if read is None:
             return
@@ -90,7 +102,14 @@ class _Host:
                     # Two sockets or two drives carry the same names.
                     component = f"{component}#{times_named[component]}"
                 if _is_measured(sensor.current):
-                    yield Sample(HARDWARE_TEMPERATURE, sensor.current, {"component": _text(component)})
+                    yield Sample(HARDWARE_TEMPERATURE, sensor.current, {"component": readable(component)})
+
+
+def _is_measured(celsius: float | None) -> bool:
+    """Say whether a sensor measured anything: Linux gives 0, or absolute zero, for one not connected."""
+    if celsius is None or not math.isfinite(celsius):
+        return False
+    return celsius != 0.0 and celsius > -100.0
 
 
 class _Cpu:
@@ -99,8 +118,9 @@ class _Cpu:
     psutil's own `cpu_percent` keeps its last reading per thread, and gives 0 to a thread that is new to it.
     """
 
-    def __init__(self, cpu_times: Callable[[], Any]) -> None:
-        self._cpu_times = cpu_times
+    def __init__(self, psutil: Any) -> None:
+        self._psutil = psutil
+        self._shortest_window_s = SHORTEST_WINDOW_S * (psutil.cpu_count() or 1)
         self._percent: float | None = None
         self._last: dict[str, float] | None = None
         try:
@@ -115,7 +135,7 @@ class _Cpu:
         last = self._last or {}
         # A field may step back: iowait does, and so does a sum over CPUs when one goes offline.
         spent = {field: max(0.0, seconds - last.get(field, 0.0)) for field, seconds in times.items()}
-        if last and sum(spent.values()) < _SHORTEST_WINDOW_S:
+        if last and sum(spent.values()) < self._shortest_window_s:
             if self._percent is None:
                 self._percent = _percent(times)
         else:
@@ -123,7 +143,7 @@ class _Cpu:
         return () if self._percent is None else [Sample(SYSTEM_CPU_USAGE, self._percent)]
 
     def _read_times(self) -> dict[str, float]:
-        times: dict[str, float] = self._cpu_times()._asdict()
+        times: dict[str, float] = self._psutil.cpu_times()._asdict()
         # Linux counts a guest's time in user and nice already, Windows the interrupts in system.
         parts = ("guest", "guest_nice", "interrupt", "dpc")
         return {field: seconds for field, seconds in times.items() if field not in parts}
@@ -133,78 +153,3 @@ def _percent(spent: dict[str, float]) -> float | None:
     total = sum(spent.values())
     idle = spent.get("idle", 0.0) + spent.get("iowait", 0.0)
     return 100.0 * (total - idle) / total if total else None
-
-
-class _Disks:
-    """The space of the real file systems, at one mount point for each device."""
-
-    def __init__(self, psutil: Any, timeout_s: float) -> None:
-        self._psutil = psutil
-        self._timeout_s = timeout_s
-        self._silent: dict[str, threading.Thread] = {}
-        self._unreadable: set[str] = set()
-
-    def read(self) -> Iterator[Sample]:
-        """Ask each device in a thread of its own: statvfs on a dead mount never returns."""
-        for device, mounts in self._devices().items():
-            stuck = self._silent.get(device)
-            if stuck is not None and stuck.is_alive():
-                continue
-            samples: list[Sample] = []
-            asking = threading.Thread(name="otel-mlops-disk", target=self._ask, args=(mounts, samples), daemon=True)
-            try:
-                asking.start()
-            except RuntimeError:
-                if threading.main_thread().is_alive():
-                    raise
-                return  # from Python 3.12 on none starts any more: the program is ending
-            asking.join(self._timeout_s)
-            if asking.is_alive():
-                self._silent[device] = asking
-                logger.warning("The file system at %s does not answer; left out until it does", mounts[0])
-                continue
-            if self._silent.pop(device, None) is not None:
-                logger.info("The file system at %s answers again", mounts[0])
-            yield from samples
-
-    def _devices(self) -> dict[str, list[str]]:
-        """The mount points of each device, and `/` whatever it is: in a container it is an overlay."""
-        devices: dict[str, list[str]] = {}
-        for partition in self._psutil.disk_partitions(all=False):
-            if partition.fstype not in _IMAGES and not partition.device.startswith("/dev/loop"):
-                devices.setdefault(partition.device, []).append(partition.mountpoint)
-        if os.name == "posix" and not any("/" in mounts for mounts in devices.values()):
-            devices["/"] = ["/"]
-        return {device: sorted(mounts, key=len) for device, mounts in devices.items()}
-
-    def _ask(self, mounts: list[str], samples: list[Sample]) -> None:
-        """Read the first of a device's mount points that is a file system's: the others show the same one."""
-        for mount in mounts:
-            try:
-                # A container has single files mounted (/etc/hosts) from the host's disk.
-                usage = None if Path(mount).is_file() else self._psutil.disk_usage(mount)
-            except Exception as error:
-                if mount not in self._unreadable:
-                    self._unreadable.add(mount)
-                    logger.warning("The file system at %s cannot be read: %s", mount, error)
-                continue
-            self._unreadable.discard(mount)
-            if usage is not None and usage.total > 0:
-                attributes = {"mount_point": _text(mount)}
-                samples += [
-                    Sample(SYSTEM_DISK_USAGE, usage.used, attributes),
-                    Sample(SYSTEM_DISK_TOTAL, usage.total, attributes),
-                ]
-                return
-
-
-def _is_measured(celsius: float | None) -> bool:
-    """Say whether a sensor measured anything: Linux gives 0, or absolute zero, for one not connected."""
-    if celsius is None or not math.isfinite(celsius):
-        return False
-    return celsius != 0.0 and celsius > -100.0
-
-
-def _text(name: str) -> str:
-    """A name as it can be written in UTF-8: psutil gives bytes that are none as lone surrogates."""
-    return name.encode("utf-8", "replace").decode()

@@ -13,7 +13,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
@@ -72,9 +72,11 @@ class Sampler:
         self._keeper: threading.Thread | None = None
         self._reader: _Reader | None = None
 
-    def start(self) -> None:
-        """Begin to read, at once and then every interval; does nothing while it runs."""
+    def start(self, *, without: Collection[str] = ()) -> None:
+        """Begin to read, at once and then every interval, `without` some sources; called again it changes only that."""
         with self._lifecycle:
+            for source in self._sources:
+                source.is_left_out = source.name in without
             if self._keeper is not None:
                 return
             # Midnights before the start are nobody's business here: another worker may have minded them.
@@ -89,13 +91,18 @@ class Sampler:
                 self._keeper = keeper
 
     def stop(self, timeout_s: float) -> None:
-        """End both threads, waiting at most `timeout_s`; one that is stuck in a driver is left behind."""
+        """End both threads, waiting at most `timeout_s`; one that is stuck in a driver is left behind.
+
+        A source that has a method `close` lets go of its driver then.
+        """
         deadline = time.monotonic() + timeout_s
         with self._lifecycle:
             keeper, self._keeper = self._keeper, None
             self._stop.set()
         _join(keeper, deadline)
         _join(self._reader, deadline)
+        for source in self._sources:
+            source.close()
 
     def sample(self) -> None:
         """Read all sources now, in this thread; one that another thread is stuck in is left out."""
@@ -117,10 +124,10 @@ class Sampler:
 
         def observe_sources(_options: CallbackOptions) -> Iterable[Observation]:
             values = ((source, about_sources(source)) for source in self._sources) if about_sources else ()
-            return [Observation(float(v), {"source": source.name}) for source, v in values if v is not None]
+            return [Observation(float(v), source.labels) for source, v in values if v is not None]
 
         def observe_snapshots(_options: CallbackOptions) -> Iterable[Observation]:
-            return [seen for source in self._sources for seen in source.shown().get(row.name, ())]
+            return [observation for source in self._sources for observation in source.said(row)]
 
         return observe_sources if about_sources else observe_snapshots
 
@@ -199,7 +206,7 @@ class _Reader(threading.Thread):
             source.due_at = began_at
         while not self.leave.is_set():
             for source in self._sources:
-                if source.due_at > self._clock():
+                if source.is_left_out or source.due_at > self._clock():
                     continue
                 self.current = source
                 source.read(wait_s=0.0)
@@ -208,8 +215,12 @@ class _Reader(threading.Thread):
                     return
                 interval_s = source.terms.interval_s
                 source.due_at += interval_s * max(1, math.ceil((self._clock() - source.due_at) / interval_s))
-            next_at = min((source.due_at for source in self._sources), default=math.inf)
-            self.leave.wait(min(max(0.0, next_at - self._clock()), threading.TIMEOUT_MAX))
+            self.leave.wait(max(0.0, self._next_due_at() - self._clock()))
+
+    def _next_due_at(self) -> float:
+        """When the next source is due; soon in any case, as one that is left out may be read after all."""
+        due = [source.due_at for source in self._sources if not source.is_left_out]
+        return min([*due, self._clock() + _LONGEST_WAIT_S])
 
 
 def _join(thread: threading.Thread | None, deadline: float) -> None:

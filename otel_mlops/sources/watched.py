@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
@@ -71,12 +71,17 @@ class Watched:
 
     def __init__(self, name: str, source: Source, terms: Terms) -> None:
         self.name = name
+        self.labels = {"source": name}
         self._source = source
         self.terms = terms
         self.due_at = -math.inf
         """When the sampler is to read it next."""
+        self.is_left_out = False
+        """Whether the sampler is not to read it by itself."""
         self._clock = terms.clock
         self._told: set[str] = set()
+        self._seen: dict[tuple[int, int], _Labels] = {}
+        """The labels of the last reading by the ids of row and attributes: most sources give the same objects again."""
         self._lock = threading.Lock()
         self._began_at: float | None = None
         self._answers: bool | None = None
@@ -91,6 +96,15 @@ class Watched:
         self._began_at = self._answers = self._snapshot = self.duration_s = None
         self._reported = False
         self.due_at = -math.inf
+
+    def close(self) -> None:
+        """Have the source let go of what it holds, if it holds anything; it may be read again all the same."""
+        close = getattr(self._source, "close", None)
+        if close is not None and not self.is_stuck():
+            try:
+                close()
+            except Exception as error:
+                logger.warning("Source %s cannot be closed: %r", self.name, error)
 
     def read(self, wait_s: float) -> None:
         """Read the source, unless another thread is in it for longer than `wait_s`; raises nothing."""
@@ -149,10 +163,11 @@ class Watched:
         """The age of the last good reading."""
         return None if self._snapshot is None else self._clock() - self._snapshot.read_at
 
-    def shown(self) -> Mapping[str, list[Observation]]:
-        """The observations of the last good reading by metric, or nothing if it is too old."""
+    def said(self, row: Metric) -> Sequence[Observation]:
+        """The observations of a row in the last good reading, or none if that is too old."""
         snapshot = self._snapshot
-        return snapshot.observations if snapshot is not None and self._is_fresh() else {}
+        found = () if snapshot is None else snapshot.observations.get(row.name, ())
+        return found if found and self._is_fresh() else ()
 
     def _is_fresh(self) -> bool:
         age_s = self.age_s()
@@ -160,25 +175,30 @@ class Watched:
 
     def _accepted(self, samples: Iterable[Sample]) -> Mapping[str, list[Observation]]:
         accepted: dict[str, list[Observation]] = {}
-        increases: list[Sample] = []
-        seen: set[tuple[str, frozenset[tuple[str, str]]]] = set()
+        increases: list[tuple[Metric, float, Mapping[str, str]]] = []
+        seen: dict[tuple[int, int], _Labels] = {}
+        series: set[_Labels] = set()
         for sample in samples:
             row, value, attributes = sample
-            fault = _fault(row, value, attributes)
-            if fault is None:
-                series = (row.name, frozenset(attributes.items()))
-                fault = "duplicate" if series in seen else None
-                seen.add(series)
+            key = id(row), id(attributes)
+            labels = self._seen.get(key)
+            if labels is None:
+                labels = _Labels(row, attributes)
+            seen[key] = labels
+            fault = labels.fault or _fault(row, value) or ("duplicate" if labels in series else None)
             if fault is not None:
                 self._drop(fault, sample)
-            elif row.kind == "counter" and row.across == "sum":
-                increases.append(sample)
+                continue
+            series.add(labels)
+            if labels.is_increase:
+                increases.append((row, float(value), labels.plain))
             else:
-                accepted.setdefault(row.name, []).append(Observation(float(value), dict(attributes)))
+                accepted.setdefault(row.name, []).append(Observation(float(value), labels.plain))
+        self._seen = seen
         if self.terms.count is not None:
             # When all of it was read: a reading that fails counts nothing.
-            for row, value, attributes in increases:
-                self.terms.count(row, float(value), attributes)
+            for increase in increases:
+                self.terms.count(*increase)
         return accepted
 
     def _drop(self, fault: str, sample: Sample) -> None:
@@ -192,19 +212,39 @@ class Watched:
             )  # fmt: skip
 
 
-def _fault(row: Metric, value: Any, attributes: Mapping[str, Any]) -> str | None:
-    """Say why a sample cannot be shown, or None if it can."""
-    if DECLARED.get(row.name) is not row:
-        return "undeclared"
+class _Labels:
+    """The row and the attributes of a sample, looked at once for as long as the source gives the same objects."""
+
+    __slots__ = ("_hash", "_held", "_series", "fault", "is_increase", "plain")
+
+    def __init__(self, row: Metric, given: Mapping[str, Any]) -> None:
+        self._held = row, given  # as long as they are held no other objects have their ids
+        self.plain: dict[str, str] = dict(given)
+        self.is_increase = row.kind == "counter" and row.across == "sum"
+        self.fault: str | None = None
+        if DECLARED.get(row.name) is not row:
+            self.fault = "undeclared"
+        elif not _are_declared(row, self.plain):
+            self.fault = "attributes"
+        self._series = row.name, frozenset(self.plain.items()) if self.fault is None else id(given)
+        self._hash = hash(self._series)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Labels) and self._series == other._series
+
+    def __hash__(self) -> int:
+        return self._hash
+
+
+def _fault(row: Metric, value: Any) -> str | None:
+    """Say why a value cannot be shown, or None if it can."""
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
         return "type"
     if not math.isfinite(number):
         return "not_finite"
-    if number < 0 and row.kind == "counter":
-        return "negative"
-    return None if _are_declared(row, attributes) else "attributes"
+    return "negative" if number < 0 and row.kind == "counter" else None
 
 
 def _are_declared(row: Metric, attributes: Mapping[str, Any]) -> bool:
