@@ -9,12 +9,19 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
+from opentelemetry.metrics import ObservableCounter, Observation
 from opentelemetry.sdk.metrics.export import MetricsData, Sum
 
 from otel_mlops.sdk.merge import KEEP_THE_DEAD
 from otel_mlops.sdk.stream import Stream
+
+SCOPE = "otel_mlops"
+"""The scope of our own metrics."""
+
+OursSaid: TypeAlias = tuple[Any, list[Observation]]
+"""One of our observable instruments, and what its callbacks said: each set of attributes once."""
 
 
 class Observed:
@@ -26,6 +33,8 @@ class Observed:
     def __init__(self, new_stream: Callable[..., Stream]) -> None:
         self._new_stream = new_stream
         self._streams: dict[Any, Stream] = {}
+        self._known: dict[Stream, dict[int, tuple[Any, Any]]] = {}
+        """The series of the attributes that were said last, by the id of the object that said them."""
         self._begin()
 
     def _begin(self) -> None:
@@ -38,7 +47,7 @@ class Observed:
         """The streams, in the order in which they were first spoken of."""
         return list(self._streams.values())
 
-    def refresh(self, ask: Callable[[float], MetricsData | None], timeout_s: float) -> None:
+    def refresh(self, ask: Callable[[float, list[OursSaid]], MetricsData | None], timeout_s: float) -> None:
         """Have `ask` run the callbacks; what they said before stands where another thread is at it for too long."""
         if self._asking == threading.get_ident():
             return  # a callback that looks at the page
@@ -47,7 +56,8 @@ class Observed:
             return
         try:
             self._asking, self._began_at = threading.get_ident(), time.monotonic()
-            self._keep(ask(timeout_s))
+            ours: list[OursSaid] = []
+            self._keep(ask(timeout_s, ours), ours)
         finally:
             self._asking = None
             self._lock.release()
@@ -58,7 +68,7 @@ class Observed:
         for stream in self._streams.values():
             stream.after_fork()
 
-    def _keep(self, data: MetricsData | None) -> None:
+    def _keep(self, data: MetricsData | None, ours: list[OursSaid]) -> None:
         said: dict[Stream, list[Any]] = {stream: [] for stream in self._streams.values()}
         for resource_metrics in data.resource_metrics if data else ():
             for scope_metrics in resource_metrics.scope_metrics:
@@ -66,29 +76,45 @@ class Observed:
                     kind = "gauge"
                     if isinstance(metric.data, Sum):
                         kind = "counter" if metric.data.is_monotonic else "updown"
-                    about = metric.name, metric.unit or "", metric.description or "", kind
-                    stream = self._streams.get((scope_metrics.scope, *about))
-                    if stream is None:
-                        stream = self._new_stream(scope_metrics.scope, *about)
-                        self._streams[scope_metrics.scope, *about] = stream
+                    stream = self._stream(scope_metrics.scope, metric, kind)
                     said.setdefault(stream, []).extend(metric.data.data_points)
+        for instrument, observations in ours:
+            if observations:
+                kind = "counter" if isinstance(instrument, ObservableCounter) else "gauge"
+                said[self._stream(instrument.instrumentation_scope, instrument, kind)] = observations
         for stream, points in said.items():
             if stream.rule in KEEP_THE_DEAD:
                 # What was counted was counted, also where a callback fails once or comes too late.
-                _set(stream, points)
+                self._set(stream, points)
             else:
                 # First of all, so that what is new has the room of what is gone.
-                stream.keep_only({stream.taken_by(point.attributes) for point in points})
-                stream.keep_only(_set(stream, points))
+                stream.keep_only({self._taken_by(stream, point.attributes) for point in points})
+                stream.keep_only(self._set(stream, points))
 
+    def _stream(self, scope: Any, metric: Any, kind: str) -> Stream:
+        about = metric.name, metric.unit or "", metric.description or "", kind
+        stream = self._streams.get((scope, *about))
+        if stream is None:
+            stream = self._streams[scope, *about] = self._new_stream(scope, *about)
+        return stream
 
-def _set(stream: Stream, points: list[Any]) -> set[Any]:
-    """Note what was said, and return the series that it was said of."""
-    said = set()
-    for point in points:
-        series: Any = stream.find(point.attributes)
-        if point.value < stream.stays.get(series, -math.inf):
-            del stream.stays[series]  # who counts has begun anew
-        series.set(point.value - stream.stays.get(series, 0.0))
-        said.add(series)
-    return said
+    def _taken_by(self, stream: Stream, attributes: Any) -> Any:
+        known = self._known.get(stream, {}).get(id(attributes))
+        return known[1] if known is not None and known[1].place is not None else stream.taken_by(attributes)
+
+    def _set(self, stream: Stream, points: list[Any]) -> set[Any]:
+        """Note what was said, and return the series that it was said of."""
+        before, now = self._known.get(stream, {}), {}
+        said = set()
+        for point in points:
+            attributes = point.attributes
+            known = before.get(id(attributes))
+            # Who says the same object again means the same series, unless that was forgotten meanwhile.
+            series: Any = known[1] if known is not None and known[1].place is not None else stream.find(attributes)
+            now[id(attributes)] = attributes, series
+            if stream.stays and point.value < stream.stays.get(series, -math.inf):
+                del stream.stays[series]  # who counts has begun anew
+            series.set(point.value - stream.stays.get(series, 0.0))
+            said.add(series)
+        self._known[stream] = now
+        return said
