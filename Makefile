@@ -11,7 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help test test-stress test-servers lint types demo bench servers render clean
+.PHONY: help test test-stress test-gpu test-servers lint types demo bench servers render clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -21,6 +21,9 @@ test: $(VENV)/.with-test ## the unit tests, without servers (under a minute)
 
 test-stress: $(VENV)/.with-test ## threads, signals and long random calls against one another
 	$(RUN) pytest --ignore=tests/servers -m stress
+
+test-gpu: $(VENV)/.with-test ## the sources against a real NVIDIA GPU and its driver
+	$(RUN) pytest tests/gpu
 
 test-servers: $(VENV)/.with-test ## the tests with the real servers; run `make servers` once before
 	$(RUN) pytest tests/servers

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
@@ -15,8 +16,9 @@ import pytest
 from otel_mlops.metrics import CATALOGUE
 from otel_mlops.sdk.page import Page, PageReader
 from otel_mlops.sdk.text import TEXT
-from tests.nvml.driver import compiler
-from tests.nvml.driver import nvml as nvml
+
+if TYPE_CHECKING:
+    from tests.nvml.driver import FakeDriver
 
 # The suite stays under a minute; where more examples pay, a test asks for them itself or is a stress test.
 hypothesis.settings.register_profile("unit", max_examples=30)
@@ -107,7 +109,16 @@ def _impatient_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # Without a C compiler there is no driver to read GPUs from.
-_NOT_SEEN = () if compiler() else ("gpu_",)
+_NOT_SEEN = () if any(map(shutil.which, ("cc", "gcc", "clang"))) else ("gpu_",)
+
+
+@pytest.fixture
+def nvml(request: pytest.FixtureRequest) -> Iterator[FakeDriver]:
+    """A pretended NVIDIA driver with an H100 and an RTX 2080, which pynvml talks to; nobody has called init."""
+    from tests.nvml.driver import build, load
+
+    with load(build(request.config.cache.mkdir("nvml"))) as driver:
+        yield driver
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -6,24 +6,28 @@ import json
 import os
 import shutil
 import socket
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from ctypes.util import find_library
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
+import pynvml
 import pytest
 
 from otel_mlops import doctor
-from otel_mlops.doctor import Finding, Report, examine, installed, machine, network
+from otel_mlops.doctor import Finding, Report, examine, installed, machine, network, sources
 from otel_mlops.doctor.patience import within
 from otel_mlops.sdk.group import group_of
 from otel_mlops.sdk.ledger import Ledger
 from otel_mlops.sdk.records import STREAM
 from otel_mlops.settings import SETTINGS, Settings
 from otel_mlops.testing import fresh_telemetry
+from tests.nvml.driver import HOPPER, TURING, FakeDriver
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="run it on Linux or macOS")
 
@@ -328,74 +332,84 @@ def test_the_removal_is_told(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_the_machine_is_read():
-    """CPU, memory and the disks are read here, and whether there are temperatures is told."""
-    told = said(machine.check_host(Settings()))
-    assert told["ok"].startswith("CPU, memory, disks (/")
-    assert "temperatures" in told["ok"]
+    """CPU, memory and the disks are read here, and what is not is told with the reason."""
+    told = list(sources.check_host(Settings()))
+    assert told[0][0] == "ok"
+    assert told[0][1].startswith("CPU, load, memory, swap, disks")
+    assert "the disks are /" in told[0][1]
+    assert all(level == "note" and text.startswith("not to be read here: ") for level, text in told[1:])
 
 
-class DriverError(Exception):
-    """Any error of the driver."""
+def test_the_processes_are_read():
+    """What is read of a worker is read of this process."""
+    told = said(sources.check_process(Settings()))
+    assert told["ok"].startswith("CPU, resident memory")
 
 
-class NoDriverError(DriverError):
-    """There is none."""
+def test_the_container_is_told():
+    """Without a control group of version 2 it is said why there is nothing, and that is no fault."""
+    told = list(sources.check_container(Settings()))
+    assert told
+    assert all(level in ("ok", "note") for level, _ in told)
 
 
-def driver(names: list[str], init: Callable[[], object] = lambda: None) -> SimpleNamespace:
-    """As much of pynvml as the check asks for."""
-    return SimpleNamespace(
-        NVMLError=DriverError,
-        NVMLError_LibraryNotFound=NoDriverError,
-        NVMLError_DriverNotLoaded=NoDriverError,
-        nvmlInit=init,
-        nvmlShutdown=lambda: None,
-        nvmlSystemGetDriverVersion=lambda: "550.54",
-        nvmlDeviceGetCount=lambda: len(names),
-        nvmlDeviceGetHandleByIndex=lambda index: index,
-        nvmlDeviceGetName=lambda handle: names[handle],
+def test_what_can_be_read_of_gpus(nvml: FakeDriver):
+    """Each GPU has a line for what can be read of it, and one for each reason why the rest cannot."""
+    nvml.gpu(0).fail("nvmlDeviceGetPowerUsage", pynvml.NVML_ERROR_NO_PERMISSION)
+    told = list(sources.check_gpu(Settings()))
+    assert [text.partition(":")[0] for level, text in told if level == "ok"] == [f"0 ({HOPPER})", f"1 ({TURING})"]
+    notes = {text.partition(": ")[0]: text.partition(": ")[2].split(", ") for level, text in told if level == "note"}
+    assert notes["0, no permission"] == ["gpu.power.usage"]
+    assert "activity" in notes["1, not supported"]
+    assert nvml.initialized == 0
+
+
+def test_a_lost_gpu_is_a_fault(nvml: FakeDriver):
+    """A GPU that does not answer is to be put right; the other is told as ever."""
+    nvml.gpu(1).lose()
+    levels = {
+        text.partition(" ")[0].rstrip(","): level for level, text in sources.check_gpu(Settings()) if level != "note"
+    }
+    assert levels == {"0": "ok", "1": "fault"}
+
+
+def test_a_source_that_is_switched_off_is_told(nvml: FakeDriver):
+    """GPUs that can be read and are not among the sources are a note."""
+    assert ("note", "they are not read: nvidia is not among the sources") in list(
+        sources.check_gpu(Settings(sources=("host",)))
     )
 
 
-@pytest.mark.parametrize(
-    ("names", "level", "text"),
-    [
-        (["H100", "H100", "A10"], "ok", "2 H100, 1 A10; NVIDIA driver 550.54"),
-        ([], "note", "none; NVIDIA driver 550.54"),
-    ],
+def test_a_driver_that_cannot_be_opened_is_told(nvml: FakeDriver):
+    """What the driver says when it is opened is a note, as is a driver without a GPU."""
+    nvml.fail("nvmlInitWithFlags", pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH)
+    ((level, text),) = sources.check_gpu(Settings())
+    assert level == "note"
+    assert text.startswith("none can be read: the NVIDIA driver says ")
+    nvml.clear_faults()
+    nvml.set_gpus(0)
+    assert list(sources.check_gpu(Settings())) == [("note", "none; the NVIDIA driver is there")]
+
+
+@pytest.mark.skipif(
+    find_library("nvidia-ml") is not None, reason="there is an NVIDIA driver here: run it on a machine without one"
 )
-def test_what_gpus_there_are(monkeypatch: pytest.MonkeyPatch, names: list[str], level: str, text: str):
-    """The GPUs and the driver are told in one line."""
-    monkeypatch.setitem(sys.modules, "pynvml", driver(names))
-    assert list(machine.check_gpu(Settings())) == [(level, text)]
+def test_no_driver_is_told():
+    """Where there is no driver one line says so, and it is no fault."""
+    # In a process of its own: once the pretended one is in this one's memory, it is found by its name.
+    code = "from otel_mlops.doctor import sources, Settings; print([*sources.check_gpu(Settings())])"
+    told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60).stdout
+    assert told.strip() == str([("note", "none: there is no NVIDIA driver here")])
 
 
-@pytest.mark.parametrize(
-    ("error", "text"),
-    [
-        (NoDriverError("no library"), "none: there is no NVIDIA driver here (no library)"),
-        (DriverError("mismatch"), "none can be read: the NVIDIA driver says mismatch"),
-    ],
-)
-def test_why_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch, error: DriverError, text: str):
-    """A driver that is missing or broken is told in one line, and is no fault."""
-
-    def fail() -> None:
-        raise error
-
-    monkeypatch.setitem(sys.modules, "pynvml", driver(["H100"], fail))
-    assert list(machine.check_gpu(Settings())) == [("note", text)]
-
-
-def test_a_driver_that_hangs_holds_nothing_up(monkeypatch: pytest.MonkeyPatch):
+def test_a_driver_that_hangs_holds_nothing_up(nvml: FakeDriver, monkeypatch: pytest.MonkeyPatch):
     """A driver that does not answer is told, after a bounded time."""
-    forever = threading.Event()
-    monkeypatch.setitem(sys.modules, "pynvml", driver(["H100"], forever.wait))
-    monkeypatch.setattr(machine, "PATIENCE_S", 0.05)
-    assert list(machine.check_gpu(Settings())) == [
+    nvml.hang("nvmlDeviceGetCount_v2", 600_000)
+    monkeypatch.setattr(sources, "PATIENCE_S", 0.05)
+    assert list(sources.check_gpu(Settings())) == [
         ("note", "none can be read: the NVIDIA driver gave no answer within 0.05 s")
     ]
-    forever.set()
+    nvml.hang("nvmlDeviceGetCount_v2", 0)
 
 
 def test_what_a_call_gives_comes_through():

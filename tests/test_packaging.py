@@ -20,8 +20,12 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-BROUGHT_BY_THE_USER = {("otel_mlops/testing.py", "pytest")}
-"""Whoever uses our fixtures runs pytest."""
+BROUGHT_BY_THE_USER = {
+    ("otel_mlops/testing.py", "pytest"),
+    ("tests/gpu/loads.py", "torch"),
+    ("tests/gpu/loads.py", "cupy"),
+}
+"""Whoever uses our fixtures runs pytest; whoever has a GPU to load has what loads it."""
 
 FOR_DEVELOPERS = {"bench", "dev", "test"}
 NO_TEXT = {".git", ".venv", ".hypothesis", ".mypy_cache", ".pytest_cache", ".ruff_cache", "__pycache__"}

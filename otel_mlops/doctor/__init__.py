@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, NamedTuple
 
-from otel_mlops.doctor import installed, machine, network
+from otel_mlops.doctor import installed, machine, network, sources
 from otel_mlops.doctor.installed import Checked, Level
 from otel_mlops.settings import SETTINGS, Setting, Settings, in_container
 
@@ -20,8 +20,10 @@ CHECKS: Mapping[str, Callable[[Settings], Checked]] = {
     "extras": installed.check_extras,
     "global provider": installed.check_provider,
     "shared memory": machine.check_memory,
-    "machine": machine.check_host,
-    "GPU": machine.check_gpu,
+    "machine": sources.check_host,
+    "container": sources.check_container,
+    "processes": sources.check_process,
+    "GPU": sources.check_gpu,
     "page": network.check_page,
     "Collector": network.check_collector,
 }

@@ -1,4 +1,4 @@
-"""What the machine has: shared memory for the numbers, sensors, and GPUs."""
+"""What the machine has for the numbers of a service: shared memory."""
 
 from __future__ import annotations
 
@@ -6,13 +6,10 @@ import os
 import re
 import shutil
 import uuid
-from collections import Counter
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
 
 from otel_mlops.doctor.installed import Checked
-from otel_mlops.doctor.patience import PATIENCE_S, within
 from otel_mlops.settings import Settings
 
 _SHARED_MEMORY = "/dev/shm"  # noqa: S108 (compared, not written to)
@@ -83,55 +80,6 @@ def removes_ipc(uid: int, root: Path = Path("/")) -> bool:
             text = path.read_text(encoding="utf-8")
             said = [said, *re.findall(r"^\s*RemoveIPC\s*=\s*(\w+)", text, re.MULTILINE)][-1]
     return said.lower() in ("yes", "y", "true", "t", "on", "1")
-
-
-def check_host(_: Settings) -> Checked:
-    """What can be read of the machine."""
-    from otel_mlops import metrics as rows
-    from otel_mlops.sources.host import open_host
-
-    samples = list(within(PATIENCE_S, open_host()))
-    there = {sample.metric for sample in samples}
-    parts = {
-        "CPU": {rows.SYSTEM_CPU_USAGE},
-        "memory": {rows.SYSTEM_MEMORY_USAGE, rows.SYSTEM_MEMORY_TOTAL},
-        "disks": {rows.SYSTEM_DISK_USAGE, rows.SYSTEM_DISK_TOTAL},
-    }
-    missing = [part for part, wanted in parts.items() if not wanted <= there]
-    disks = [sample.attributes["mount_point"] for sample in samples if sample.metric is rows.SYSTEM_DISK_USAGE]
-    sensors = sum(sample.metric is rows.HARDWARE_TEMPERATURE for sample in samples)
-    read = [part for part in parts if part not in missing]
-    temperatures = f"{sensors} temperatures" if sensors else "no temperatures: it shows no sensors"
-    yield "ok", f"{', '.join(read)} ({', '.join(disks)}); {temperatures}"
-    if missing:
-        yield "note", f"not to be read here: {', '.join(missing)}"
-
-
-def check_gpu(_: Settings) -> Checked:
-    """Whether there is an NVIDIA driver with GPUs."""
-    import pynvml
-
-    try:
-        driver, names = within(PATIENCE_S, lambda: _gpus(pynvml))
-    except (pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded) as error:
-        yield "note", f"none: there is no NVIDIA driver here ({error})"
-    except pynvml.NVMLError as error:
-        yield "note", f"none can be read: the NVIDIA driver says {error}"
-    except TimeoutError as error:
-        yield "note", f"none can be read: the NVIDIA driver gave {error}"
-    else:
-        counted = ", ".join(f"{count} {name}" for name, count in Counter(names).items())
-        yield "ok" if names else "note", f"{counted or 'none'}; NVIDIA driver {driver}"
-
-
-def _gpus(pynvml: Any) -> tuple[str, list[str]]:
-    """The version of the driver and the names of the GPUs."""
-    pynvml.nvmlInit()
-    try:
-        handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
-        return pynvml.nvmlSystemGetDriverVersion(), [pynvml.nvmlDeviceGetName(handle) for handle in handles]
-    finally:
-        pynvml.nvmlShutdown()
 
 
 def _missing(folder: Path) -> list[Path]:

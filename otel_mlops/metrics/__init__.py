@@ -28,7 +28,7 @@ MODEL_STATES = ("error", "unavailable", "loading", "ready")
 TASK_RESULTS = ("success", "error", "missed")
 
 DROP_REASONS = (
-    "type", "not_finite", "negative", "callback", "queue_full", "undeclared", "attributes", "duplicate",
+    "type", "not_finite", "negative", "callback", "queue_full", "energy", "undeclared", "attributes", "duplicate",
 )
 
 REFUSALS = ("auth", "busy", "rate", "request", "tls")
@@ -233,7 +233,8 @@ DROPPED = Metric(
     "otel_mlops.dropped", "counter", "{record}", "Records that were dropped, by the reason.",
     ("reason",), values={"reason": DROP_REASONS},
     note="`type` is a value that is no number; `negative` one for a metric that only grows; `callback` a callback "
-    "that raised; `queue_full` a span that waited too long; the rest are faults of a source.",
+    "that raised; `queue_full` a span that waited too long; `energy` a prediction call without energy, as nobody could "
+    "read it in time; the rest are faults of a source.",
 )
 EXPORT_FAILURES = Metric(
     "otel_mlops.export.failures", "counter", "{export}", "Exports over OTLP that failed.",

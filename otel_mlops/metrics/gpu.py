@@ -70,7 +70,8 @@ GPU_PROCESS_MEMORY = Metric(
 # --- Memory -----------------------------------------------------------------------------------------------
 
 GPU_MEMORY_USED = Metric(
-    "gpu.memory.used", "gauge", "By", "GPU memory in use, what the driver reserves for itself apart.", _GPU, "once"
+    "gpu.memory.used", "gauge", "By", "GPU memory in use, what the driver reserves for itself apart.", _GPU, "once",
+    note="Drivers older than 510 count what they reserve as used; there `gpu_memory_reserved_bytes` is absent.",
 )
 GPU_MEMORY_TOTAL = Metric("gpu.memory.total", "gauge", "By", "GPU memory of the device.", _GPU, "once")
 GPU_MEMORY_FREE = Metric("gpu.memory.free", "gauge", "By", "GPU memory that is free.", _GPU, "once")
@@ -84,6 +85,7 @@ GPU_TEMPERATURE = Metric("gpu.temperature", "gauge", "Cel", "Temperature of the 
 GPU_TEMPERATURE_LIMIT = Metric(
     "gpu.temperature.limit", "gauge", "Cel", "Temperature at which the GPU does something about it.",
     (*_GPU, "limit"), "once", values={"limit": ("shutdown", "slowdown", "memory_max", "gpu_max")},
+    note="Until Ampere: newer GPUs tell how far they are from their limits, and not by which of their sensors.",
 )
 GPU_POWER_USAGE = Metric(
     "gpu.power.usage", "gauge", "W", "Power that the GPU draws.", _GPU, "once",
@@ -127,6 +129,8 @@ GPU_FAN_SPEED = Metric(
 GPU_PCIE_IO = Metric(
     "gpu.pcie.io", "counter", "By", "Bytes sent and received by the GPU over PCIe.",
     (*_GPU, "direction"), values={"direction": DIRECTIONS},
+    note="The driver's own counter has 32 bits and is read every 2 seconds: of more than 2 GB/s in one direction some "
+    "is not seen.",
 )
 GPU_PCIE_REPLAYS = Metric(
     "gpu.pcie.replays", "counter", "{replay}", "Packets that had to be sent again over PCIe.", _GPU, "once"
@@ -153,7 +157,8 @@ GPU_NVLINK_IO = Metric(
 
 GPU_UP = Metric(
     "gpu.up", "gauge", "", "Whether the GPU answers: 1 yes, 0 no.", _GPU, "once",
-    note="0 after it fell off the bus or needs a reset; its other series are absent then.",
+    note="0 after it fell off the bus or needs a reset, or when nothing of it can be read; its other series are "
+    "absent then.",
 )
 GPU_INFO = Metric(
     "gpu.info", "info", "", "What the GPU is; always 1.",
@@ -186,11 +191,11 @@ GPU_XID_LAST_TIMESTAMP = Metric(
 GPU_RECOVERY_ACTION = Metric(
     "gpu.recovery.action", "gauge", "",
     "What the GPU needs: 0 nothing, 1 a reset, 2 a reboot, 3 draining of peers, 4 draining and a reset.",
-    _GPU, "once",
+    _GPU, "once", note="5 is recovering the IMEX domain, 6 a reset of the bus, 7 a reboot of the whole system.",
 )
 GPU_READ_ERRORS = Metric(
     "gpu.read.errors", "counter", "{error}", "Calls of the driver that failed, by the error.", (*_GPU, "error"),
-    note="What a GPU does not support is no error: its series are absent.",
+    note="What a GPU does not support is no error: its series are absent. Nor is a lost GPU: see `gpu_up`.",
 )
 
 # --- MIG instances: under names of their own, so that nothing counts twice -----------------------------------

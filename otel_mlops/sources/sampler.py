@@ -69,6 +69,7 @@ class Sampler:
             self._sources.append(Watched(name, source, Terms(pace_s, self._patience_s, clock, on_dropped, count)))
         self._lifecycle = threading.RLock()
         self._stop = threading.Event()
+        self._round_done = threading.Event()
         self._keeper: threading.Thread | None = None
         self._reader: _Reader | None = None
 
@@ -79,6 +80,7 @@ class Sampler:
                 source.is_left_out = source.name in without
             if self._keeper is not None:
                 return
+            self._round_done = threading.Event()
             # Midnights before the start are nobody's business here: another worker may have minded them.
             self._day = int(self._wall_clock() // _DAY_S)
             self._stop = threading.Event()
@@ -90,10 +92,15 @@ class Sampler:
             else:
                 self._keeper = keeper
 
+    def wait(self, timeout_s: float) -> bool:
+        """Wait within the time until each source has been read since the start; False if one takes longer."""
+        return self._round_done.wait(timeout_s)
+
     def stop(self, timeout_s: float) -> None:
         """End both threads, waiting at most `timeout_s`; one that is stuck in a driver is left behind.
 
-        A source that has a method `close` lets go of its driver then.
+        A source that has a method `close` lets go of its driver then. What was read is not shown any more: who reads
+        next may have counted further meanwhile.
         """
         deadline = time.monotonic() + timeout_s
         with self._lifecycle:
@@ -103,6 +110,7 @@ class Sampler:
         _join(self._reader, deadline)
         for source in self._sources:
             source.close()
+            source.forget_readings()
 
     def sample(self) -> None:
         """Read all sources now, in this thread; one that another thread is stuck in is left out."""
@@ -158,7 +166,7 @@ class Sampler:
             reader.leave.set()
 
     def _new_reader(self) -> _Reader | None:
-        reader = _Reader(self._sources, self._clock)
+        reader = _Reader(self._sources, self._clock, self._round_done.set)
         try:
             reader.start()
         except RuntimeError:
@@ -192,8 +200,9 @@ class Sampler:
 class _Reader(threading.Thread):
     """Reads each source when it is due, one after the other, until told to leave."""
 
-    def __init__(self, sources: Iterable[Watched], clock: Callable[[], float]) -> None:
+    def __init__(self, sources: Iterable[Watched], clock: Callable[[], float], on_round: Callable[[], None]) -> None:
         super().__init__(name="otel-mlops-reader", daemon=True)
+        self._on_round = on_round
         self.leave = threading.Event()
         self.current: Watched | None = None
         self._sources = sources
@@ -215,6 +224,7 @@ class _Reader(threading.Thread):
                     return
                 interval_s = source.terms.interval_s
                 source.due_at += interval_s * max(1, math.ceil((self._clock() - source.due_at) / interval_s))
+            self._on_round()
             self.leave.wait(max(0.0, self._next_due_at() - self._clock()))
 
     def _next_due_at(self) -> float:

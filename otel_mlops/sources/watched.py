@@ -93,9 +93,14 @@ class Watched:
     def forget(self) -> None:
         """Be as if nothing had been read yet, with a fresh lock."""
         self._lock = threading.Lock()
-        self._began_at = self._answers = self._snapshot = self.duration_s = None
+        self._began_at = None
         self._reported = False
         self.due_at = -math.inf
+        self.forget_readings()
+
+    def forget_readings(self) -> None:
+        """Show nothing until the source has been read again."""
+        self._answers = self._snapshot = self.duration_s = None
 
     def close(self) -> None:
         """Have the source let go of what it holds, if it holds anything; it may be read again all the same."""
@@ -137,7 +142,7 @@ class Watched:
             logger.info("Source %s is up again", self.name)
 
     def _note_absence(self, absence: Absent) -> None:
-        self._answers = self._snapshot = self.duration_s = None
+        self.forget_readings()
         if str(absence) not in self._told:
             self._told.add(str(absence))
             logger.info("Source %s: %s", self.name, absence)

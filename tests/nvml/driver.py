@@ -360,10 +360,3 @@ def load(path: Path) -> Iterator[FakeDriver]:
         pynvml.nvmlLib, _, pynvml._nvmlLib_refcount = before
         pynvml._nvmlGetFunctionPointer_cache.clear()
         pynvml._nvmlGetFunctionPointer_cache.update(before[1])
-
-
-@pytest.fixture
-def nvml(request: pytest.FixtureRequest) -> Iterator[FakeDriver]:
-    """A pretended NVIDIA driver with an H100 and an RTX 2080, which pynvml talks to; nobody has called init."""
-    with load(build(request.config.cache.mkdir("nvml"))) as driver:
-        yield driver
