@@ -10,7 +10,7 @@ import platform
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks import imports, latency, page, record, request
+from benchmarks import energy, gpu, imports, latency, page, record, request
 from benchmarks.measure import Line
 
 TOPICS: dict[str, Callable[..., Iterator[Line]]] = {
@@ -19,6 +19,8 @@ TOPICS: dict[str, Callable[..., Iterator[Line]]] = {
     "request": request.lines,
     "latency": latency.lines,
     "imports": imports.lines,
+    "gpu": gpu.lines,
+    "energy": energy.lines,
 }
 PACKAGES = (
     "otel-mlops",
@@ -34,14 +36,16 @@ PACKAGES = (
 ROW = "{:<41} {:>9}  {:<34} {:>9}  {:>8}  {:>8}  {}"
 
 
-def time_text(seconds: float | None) -> str:
-    """A time with three digits and a unit."""
-    if seconds is None:
+def amount_text(amount: float | None, unit: str) -> str:
+    """A time with three digits and a unit that suits it, or a number of what is counted."""
+    if amount is None:
         return "-"
-    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds / 1e-9:.3g} ns"
+    if unit != "s":
+        return f"{amount:.4g} {unit}"
+    for name, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+        if amount >= size:
+            return f"{amount / size:.3g} {name}"
+    return f"{amount / 1e-9:.3g} ns"
 
 
 def ratio_text(ratio: float | None) -> str:
@@ -71,8 +75,9 @@ def as_json(line: Line) -> dict[str, object]:
     return {
         "what": line.what,
         "peer": line.peer,
-        "ours_s": line.ours_s,
-        "peer_s": line.peer_s,
+        "unit": line.unit,
+        "ours": line.ours,
+        "peer's": line.theirs,
         "ratio": line.ratio,
         "target": line.target,
         "verdict": line.verdict,
@@ -93,8 +98,9 @@ def main() -> None:
     for topic in arguments.only or TOPICS:
         for line in TOPICS[topic](quick=arguments.quick):
             lines.append(line)
-            cells = time_text(line.ours_s), line.peer, time_text(line.peer_s), ratio_text(line.ratio)
-            print(ROW.format(line.what, *cells, ratio_text(line.target), line.verdict), flush=True)
+            ours, theirs = (amount_text(amount, line.unit) for amount in (line.ours, line.theirs))
+            cells = line.what, ours, line.peer, theirs, ratio_text(line.ratio), ratio_text(line.target)
+            print(ROW.format(*cells, line.verdict), flush=True)
     for reason in dict.fromkeys(line.reason for line in lines if line.reason):
         print(f"absent: {reason}")
     verdicts = [line.verdict for line in lines]

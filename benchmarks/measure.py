@@ -25,30 +25,31 @@ ATTEMPT_S = 0.02
 class Line:
     """One line of the table: what we cost, what a peer costs for the same, and the ratio to reach.
 
-    Units: seconds for one piece of the work; None where it could not be measured.
+    Units: seconds for one piece of the work, or what `unit` says is counted; None where it could not be measured.
     """
 
     what: str
     peer: str
     target: float
-    ours_s: float | None
-    peer_s: float | None
+    ours: float | None
+    theirs: float | None
     reason: str = ""
     """Why something could not be measured."""
+    unit: str = "s"
 
     @property
     def ratio(self) -> float | None:
         """Our cost as a part of the peer's; None where one was not measured, or drowned in the noise."""
-        if self.ours_s is None or self.peer_s is None or min(self.ours_s, self.peer_s) <= 0:
+        if self.ours is None or not self.theirs or self.theirs < 0 or (self.unit == "s" and self.ours <= 0):
             return None
-        return self.ours_s / self.peer_s
+        return self.ours / self.theirs
 
     @property
     def verdict(self) -> Literal["ok", "short", "absent"]:
         """Whether the target is reached; what could not be measured is never ok."""
-        if self.ratio is None:
+        if self.ours is None or self.theirs is None or (self.unit == "s" and self.ratio is None):
             return "absent"
-        return "ok" if self.ratio <= self.target else "short"
+        return "ok" if self.ours <= self.target * self.theirs else "short"
 
 
 @dataclass(frozen=True)
@@ -105,13 +106,13 @@ def race(contenders: Mapping[str, Callable[[], Work]], *, rounds: int) -> Measur
     return Measured(best, reasons)
 
 
-def in_a_process(*arguments: str, **environment: str) -> Any:
-    """What a Python process of its own prints as its last line, read as JSON.
+def in_a_process(*arguments: str, python: str = sys.executable, **environment: str) -> Any:
+    """What a Python process of its own prints as its last line, read as JSON; `python` is the interpreter.
 
     Errors: RuntimeError with the end of what it said, if it failed.
     """
     done = subprocess.run(
-        [sys.executable, *arguments],
+        [python, *arguments],
         cwd=ROOT,
         env=os.environ | environment,
         capture_output=True,

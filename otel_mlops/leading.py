@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.metrics import Observation
@@ -14,6 +15,7 @@ from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, Resource
 
 from otel_mlops import metrics as rows
 from otel_mlops.daily import Daily
+from otel_mlops.energy import share_energy_out
 from otel_mlops.page_process import PageProcess, why_not
 from otel_mlops.sdk.bounded import call_within
 from otel_mlops.sdk.group import RESOURCE
@@ -30,12 +32,18 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 _HAND_OVER_S = 2.0
+_FIRST_READING_S = 0.5
+"""How long the first page waits for the sources: as a rule they take some milliseconds."""
 
 _OBSERVED = tuple(row for row in rows.CATALOGUE if row.across == "once" and row is not rows.PAGE_SERIES)
 """The rows that a source reads, those about the sources themselves, and those about the group."""
 
-_PACES_S = {"nvidia": 1.0}
+_PACES_S = {"nvidia": 1.0, "amd": 1.0}
 """Sources that know better than the settings how often they are to be read; what is costly they read less often."""
+
+
+_LEFT_TO_THE_PAGE = ("nvidia", "amd")
+"""What is not opened in a worker, which may compute on the GPU, while the process of the page is on its way."""
 
 
 class Leading:
@@ -70,7 +78,7 @@ class Leading:
         self._on_export_failure = on_export_failure
         self.daily = Daily(provider, group, is_leader=is_leader, clock=clock)
         self.sampler = Sampler(
-            sources,
+            share_energy_out(sources, settings, provider, group, is_leader),
             settings.monitoring_interval,
             paces=_PACES_S,
             count=self._count,
@@ -99,7 +107,7 @@ class Leading:
         if self._page_process is None:
             self.start()
         else:
-            self._serve_and_read()
+            self._serve_and_read(without=_LEFT_TO_THE_PAGE)
             self._page_process.start()
 
     def end(self, timeout_s: float) -> None:
@@ -119,13 +127,14 @@ class Leading:
         self._serve_and_read()
         self._start_push()
 
-    def _serve_and_read(self) -> None:
+    def _serve_and_read(self, *, without: Collection[str] = ()) -> None:
         self._share_resource()
         self.daily.resume()  # before the first page: today's count would be that of all days
+        self.sampler.start(without=without)
         if "prometheus" in self._settings.metrics_exporter and self._settings.start_server:
+            self.sampler.wait(_FIRST_READING_S)  # so that no series of the machine is away on the first page
             listener, self._listener = self._listener, None
             self.server.start(listener)
-        self.sampler.start()
 
     def _start_push(self) -> None:
         if "otlp" in self._settings.metrics_exporter and self._push is None:
@@ -240,19 +249,44 @@ class Leading:
             self._provider.shared_resource = own.merge(Resource({SERVICE_INSTANCE_ID: kept}))
 
 
-def open_sources(settings: Settings) -> dict[str, Source]:
-    """The sources that the settings name."""
+def open_sources(settings: Settings, pids: Callable[[], Mapping[str, int]]) -> dict[str, Source]:
+    """The sources that the settings name; `pids` says which the worker processes are."""
     sources: dict[str, Source] = {}
     if settings.disabled or not settings.start_monitoring:
         return sources
-    if "host" in settings.sources:
-        from otel_mlops.sources.host import open_host
-
+    for name in settings.sources:
+        if name == "amd" and find_spec("amdsmi") is None:
+            continue  # few have such a GPU: the package is an extra, and where it is missing nothing is wrong
         try:
-            sources["host"] = open_host()
+            sources[name] = _open_source(name, settings, pids)
         except ImportError as error:
-            sources["host"] = _missing(str(error))
+            sources[name] = _missing(str(error))
     return sources
+
+
+def _open_source(name: str, settings: Settings, pids: Callable[[], Mapping[str, int]]) -> Source:
+    # Each is imported where it is opened: whoever does without it does not pay for its driver.
+    match name:
+        case "host":
+            from otel_mlops.sources.host import open_host
+
+            return open_host()
+        case "container":
+            from otel_mlops.sources.container import open_container
+
+            return open_container()
+        case "process":
+            from otel_mlops.sources.process import open_process
+
+            return open_process(pids)
+        case "amd":
+            from otel_mlops.sources.amd import open_amd
+
+            return open_amd(gpus=settings.gpus)
+        case _:
+            from otel_mlops.sources.nvidia import open_nvidia
+
+            return open_nvidia(gpus=settings.gpus, pids=pids)
 
 
 def _missing(fault: str) -> Source:

@@ -202,29 +202,37 @@ class Loading(_Timed):
 class Prediction(_Timed):
     """One prediction, of a row or of a batch."""
 
-    __slots__ = ("_began_s", "_series", "values")
+    __slots__ = ("_began_s", "_ring", "_series", "_slot", "values")
 
     def __init__(self, series: PredictionSeries) -> None:
         self._series = series
-        self._began_s = 0.0
+        self._began_s, self._slot = 0.0, -1
+        self._ring: Any = None
         self.values: Any = None
         """What was predicted: a number, a label or a mapping is one answer, what has a length is a batch."""
 
     def __enter__(self) -> Self:
         self.values = None
         self._series.in_progress.add(1.0)
-        self._began_s = perf_counter()
+        began_s = self._began_s = perf_counter()
+        if self._ring is not None:
+            self._ring.end(self._slot, began_s, 1.0)  # entered again while it ran: its slot is not lost
+        ring = self._ring = self._series.intervals.ring
+        if ring is not None:
+            self._slot = ring.begin(self._series.number, began_s)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        duration_s = perf_counter() - self._began_s
+        ended_s = perf_counter()
         self._series.in_progress.add(-1.0)
-        if error is None:
-            self._series.record(self.values, duration_s)
-        elif isinstance(error, Exception):
+        rows = self._series.record(self.values, ended_s - self._began_s) if error is None else None
+        if isinstance(error, Exception):
             self._series.record_error(error)
+        ring, self._ring = self._ring, None
+        if ring is not None:
+            ring.end(self._slot, ended_s, rows or 1.0)
 
     def _another(self) -> Self:
         return type(self)(self._series)
@@ -238,8 +246,8 @@ class PredictionSeries:
     """The series in which the predictions of one model version are recorded, each bound once."""
 
     __slots__ = (
-        "_batch_duration", "_batch_rows", "_batch_size", "_errors", "_labels",
-        "_reader", "_single_duration", "_single_rows", "_values", "in_progress",
+        "_batch_duration", "_batch_rows", "_batch_size", "_errors", "_labels", "_reader", "_single_duration",
+        "_single_rows", "_values", "in_progress", "intervals", "number",
     )  # fmt: skip
 
     def __init__(self, instruments: MeterProvider, labels: Mapping[str, str]) -> None:
@@ -253,9 +261,10 @@ class PredictionSeries:
         self._labels = labels
         self._reader = ValuesReader()
         self.in_progress = instruments.instrument(PREDICTIONS_IN_PROGRESS).bind(labels)
+        self.intervals, self.number = instruments.intervals, instruments.intervals.number(labels)
 
-    def record(self, values: Any, duration_s: float) -> None:
-        """Record one prediction call and what it predicted; raises nothing, whatever the values are."""
+    def record(self, values: Any, duration_s: float) -> int | None:
+        """Record one prediction call and return a batch's rows; raises nothing, whatever the values are."""
         rows = None
         # By its type: isinstance() may run code of the object's own, and that may raise.
         if issubclass(type(values), (float, int)):
@@ -273,6 +282,7 @@ class PredictionSeries:
             self._batch_rows.add(rows)
             self._batch_duration.record(duration_s)
             self._batch_size.record(rows)
+        return rows
 
     def record_error(self, error: Exception) -> None:
         """Count a prediction that raised."""

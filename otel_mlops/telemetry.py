@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import platform
 import threading
 import time
 import weakref
@@ -13,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from opentelemetry import trace
-from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, Resource
+from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID
 
 from otel_mlops import metrics as rows
 from otel_mlops.sdk.bounded import call_within
@@ -21,6 +20,7 @@ from otel_mlops.sdk.group import group_of
 from otel_mlops.sdk.ledger import Ledger
 from otel_mlops.sdk.member import Member
 from otel_mlops.sdk.provider import MeterProvider, exemplar_filter
+from otel_mlops.sdk.resource import resource_of, versions
 from otel_mlops.settings import Settings
 from otel_mlops.verbs import Verbs
 
@@ -64,6 +64,7 @@ class Telemetry(Verbs):
         listener: int | None = None,
     ) -> None:
         from otel_mlops.leading import Leading, open_sources
+        from otel_mlops.pauses import Pauses
         from otel_mlops.sdk.page import PageReader
         from otel_mlops.tasks import Tasks
 
@@ -78,7 +79,7 @@ class Telemetry(Verbs):
         self._group = group_of(settings, inherited_lead=lead_file)
         self.meter_provider = MeterProvider(
             (self._page, *metric_readers),
-            _resource(settings),
+            resource_of(settings),
             exemplar_filter(settings.exemplar_filter),
             shutdown_on_exit=False,
             views=views,
@@ -98,7 +99,7 @@ class Telemetry(Verbs):
             self.meter_provider,
             self._group,
             self.page,
-            open_sources(settings) if sources is None else sources,
+            open_sources(settings, self.meter_provider.everyone.processes) if sources is None else sources,
             is_leader=self._speaks_for_all,
             on_export_failure=self._on_export_failure,
             clock=clock,
@@ -116,6 +117,7 @@ class Telemetry(Verbs):
             retires=lambda: not self._leading.is_handed_over,
         )
         self._tasks = Tasks(self.meter_provider, is_leader=lambda: self._member.leads)
+        self._pauses = Pauses(self.meter_provider)
         if "otlp" in settings.metrics_exporter and not settings.disabled:
             from otel_mlops import otlp
 
@@ -229,7 +231,17 @@ class Telemetry(Verbs):
             self.meter_provider.settle()
             self._member.start()
             self._tasks.start()
+            if self.settings.start_monitoring:
+                self._pauses.start()
         self._say()
+        self.watch_loop()
+
+    def watch_loop(self) -> None:
+        """Time the event loop that runs here, if one does, for as long as this goes on.
+
+        An application's is from its start on, and so is that in which `start()` is called.
+        """
+        self._pauses.watch_loop()
 
     def force_flush(self, timeout_s: float = 10.0) -> bool:
         """Push what there is now; False if that failed or took longer than the time."""
@@ -250,6 +262,7 @@ class Telemetry(Verbs):
                 return
             self._started = False
         deadline = time.monotonic() + timeout_s
+        self._pauses.stop()
         self._tasks.stop(timeout_s / 4)
         self._member.stop(timeout_s / 4)
         left_s = max(0.1, deadline - time.monotonic())
@@ -287,6 +300,7 @@ class Telemetry(Verbs):
 
     async def __aenter__(self) -> Self:
         self.start()
+        self.watch_loop()
         return self
 
     async def __aexit__(
@@ -337,14 +351,7 @@ class Telemetry(Verbs):
         )
 
     def _say_what_runs(self) -> None:
-        self.meter_provider.instrument(rows.BUILD_INFO).set(
-            1.0,
-            {
-                "version": _version("otel-mlops"),
-                "python_version": platform.python_version(),
-                "opentelemetry_version": _version("opentelemetry-sdk"),
-            },
-        )
+        self.meter_provider.instrument(rows.BUILD_INFO).set(1.0, versions())
         self._say_how_the_ledger_is()
 
     def _say(self) -> None:
@@ -368,15 +375,7 @@ class Telemetry(Verbs):
         self._member.after_fork()
         self._leading.after_fork()
         self._tasks.after_fork()
-
-
-def _resource(settings: Settings) -> Resource:
-    try:
-        return Resource.create(dict(settings.resource))
-    except RuntimeError:
-        # It looks around in threads, and there may be no more to be had.
-        _logger.warning("the resource is what the settings say alone: no thread can be started")
-        return Resource(dict(settings.resource))
+        self._pauses.stop()
 
 
 def _at_fork(telemetry: Telemetry) -> None:
@@ -389,12 +388,3 @@ def _at_fork(telemetry: Telemetry) -> None:
             alive.after_fork()
 
     os.register_at_fork(after_in_child=after_in_child)
-
-
-def _version(distribution: str) -> str:
-    from importlib.metadata import PackageNotFoundError, version  # late: half as costly as all of the SDK's metrics
-
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return "unknown"  # run from a checkout that is not installed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -212,6 +213,10 @@ class Verbs:
         except Exception:
             seconds = duration_ms  # no number: the histogram drops and counts it
         self.instrument(rows.PREDICTION_DURATION).record(seconds, of)
+        ring = self._provider.intervals.ring
+        if ring is not None and type(seconds) is float and 0.0 <= seconds < math.inf:
+            now = time.perf_counter()
+            ring.add(self._provider.intervals.number(model), now - seconds, now, count)
 
 
 def _model(version: str, name: str | None) -> dict[str, str]:

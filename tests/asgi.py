@@ -57,6 +57,9 @@ class Telemetry:
         self.asked.append("start")
         self.threads.add(threading.get_ident())
 
+    def watch_loop(self) -> None:
+        asyncio.get_running_loop()  # it is asked in the loop
+
     def stop(self, timeout_s: float) -> None:
         assert 0 < timeout_s <= 30
         self.asked.append("stop")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from opentelemetry.sdk.metrics._internal._view_instrument_match import _hash_attributes
 
+from otel_mlops.sdk.files import mark_of, namespace
 from otel_mlops.sdk.forgotten import Forgotten, missed
 from otel_mlops.sdk.group import FORGETS as FORGETS_FILE
 from otel_mlops.sdk.group import RETIRED, Group
@@ -127,6 +129,26 @@ class Everyone:
             mine = self._group is not None and self._group.label != "page" and bool(self._ledger.about[STARTED])
             return sum(peer.has_started for peer in others) + mine
 
+    def processes(self) -> dict[str, int]:
+        """The pids of those that live and have started, the page's process too, by their label `worker`.
+
+        Whoever runs in another namespace of pids, a container of its own, is left out: here its pid is somebody else's.
+        """
+        here, what = namespace("pid"), "the processes of some workers cannot be read"
+        with self._lock:
+            self._look()
+            others = [peer for peer in self._peers.values() if peer.is_alive and peer.has_started and peer.pid]
+            found = {peer.label: peer.pid for peer in others if peer.pid_namespace == here}
+            if self._ledger.about[STARTED]:
+                # Without a ledger that others can find it has no number, and the first is free if it is alone.
+                found.setdefault(self._label() or "0", os.getpid())
+            elsewhere = sorted(peer.label for peer in others if peer.pid_namespace != here)
+            if elsewhere:
+                self._tell(what, f"worker {', '.join(elsewhere)} runs in another pid namespace")
+            else:
+                self._faults.pop(what, None)
+            return found
+
     @property
     def is_alone(self) -> bool:
         """Whether no other worker lives."""
@@ -209,7 +231,7 @@ class Everyone:
             self._retired.fold(peer, self._missed_by(peer), _MOST_RETIRED * self._max_series, self._is_living)
         path = group.folder / RETIRED
         self._retired.save(path)
-        self._retired_at = _mark(path)
+        self._retired_at = mark_of(path)
         for peer in dead:
             self._drop(peer)
 
@@ -231,12 +253,12 @@ class Everyone:
         retired = group.folder / RETIRED
         try:
             while True:
-                mark = _mark(retired)
+                mark = mark_of(retired)
                 if mark != self._retired_at:
                     self._load(retired, mark)
                 self._meet({path.stem: path for path in group.ledgers() if path != self._ledger.path})
                 # A ledger that was folded and removed while we looked stands in a newer file of the retired.
-                if _mark(retired) == mark:
+                if mark_of(retired) == mark:
                     break
             self._look_at_forgets()
         except OSError as error:
@@ -260,7 +282,7 @@ class Everyone:
 
     def _look_at_forgets(self) -> None:
         if self._group is not None:
-            mark = _mark(self._group.folder / FORGETS_FILE)
+            mark = mark_of(self._group.folder / FORGETS_FILE)
             if mark != self._forgets_at:
                 self._forgets_at, self._forgets = mark, self._group.forgets()
 
@@ -336,7 +358,7 @@ class Everyone:
             )
         )  # fmt: skip
 
-    def _tell(self, what: str, error: Exception) -> None:
+    def _tell(self, what: str, error: object) -> None:
         """Say a fault once, and again when it has another cause: all is tried again at the next look."""
         if self._faults.get(what) != str(error):
             self._faults[what] = str(error)
@@ -374,12 +396,3 @@ def _in_order(found: list[tuple[int, Share]]) -> list[Share]:
 
 def _worker(stream: Any, label: str | None) -> str | None:
     return label if stream.rule == "worker" else None
-
-
-def _mark(path: Path) -> tuple[int, ...] | None:
-    """What changes when a file is put in another's place."""
-    try:
-        found = path.lstat()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return found.st_ino, found.st_mtime_ns, found.st_size

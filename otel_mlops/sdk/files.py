@@ -92,6 +92,14 @@ def reserve(file: int, offset: int, length: int) -> None:
         zeros, offset = zeros[written:], offset + written
 
 
+def namespace(kind: str) -> int:
+    """Which namespace of a kind (`net`, `pid`) this process is in; 0 where the system has one for all."""
+    try:
+        return Path(f"/proc/self/ns/{kind}").stat().st_ino
+    except OSError:
+        return 0
+
+
 def exists(path: Path) -> bool:
     """Whether a file is there, for this user."""
     try:
@@ -107,3 +115,12 @@ def identity(file: int) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
+
+
+def mark_of(path: Path) -> tuple[int, ...] | None:
+    """What changes when a file is put in another's place."""
+    try:
+        found = path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size

@@ -22,7 +22,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from otel_mlops.sdk.files import create, identity, is_alive
+from otel_mlops.sdk.files import create, identity, is_alive, namespace
 from otel_mlops.sdk.peers import about_of
 from otel_mlops.sdk.records import FORGETS as FOLLOWED
 from otel_mlops.sdk.records import MAGIC, ZEROED
@@ -315,20 +315,13 @@ def group_of(settings: Settings, *, inherited_lead: int | None = None) -> Group 
     if settings.group is not None:
         identity += ["group", settings.group]
     else:
-        identity += [_network(), settings.service_name, settings.host, settings.port]
+        # The network's: two containers may share memory and have a port 8001 each.
+        identity += [namespace("net"), settings.service_name, settings.host, settings.port]
         # Whoever leads does it for all: a script without a page must not lead the workers that have one.
         identity += [settings.start_server, *settings.metrics_exporter]
     digest = sha256(json.dumps(identity).encode()).hexdigest()
     shown = re.sub(r"[^A-Za-z0-9]+", "-", settings.group or settings.service_name)[:32]
     return Group(f"{shown}-{digest[:16]}", settings.state_dir, inherited_lead=inherited_lead)
-
-
-def _network() -> int:
-    """The network namespace: two containers may share memory and have a port 8001 each."""
-    try:
-        return Path("/proc/self/ns/net").stat().st_ino
-    except OSError:
-        return 0  # no Linux: there is one
 
 
 def _root(state_dir: Path | None) -> Path:

@@ -16,8 +16,17 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from otel_mlops.sdk import records
-from otel_mlops.sdk.files import LockedFile, exists, reserve
-from otel_mlops.sdk.records import ABOUT, ABOUT_BYTES, BEGIN, GENERATION, SEGMENT_HEADER, STARTED
+from otel_mlops.sdk.files import LockedFile, exists, namespace, reserve
+from otel_mlops.sdk.records import (
+    ABOUT,
+    ABOUT_BYTES,
+    BEGIN,
+    GENERATION,
+    PID,
+    PID_NAMESPACE,
+    SEGMENT_HEADER,
+    STARTED,
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -292,6 +301,7 @@ class Ledger:
             if begin == 0:
                 about = memoryview(memory)[ABOUT].cast("d")
                 about[STARTED] = self._about[STARTED]
+                about[PID], about[PID_NAMESPACE] = float(os.getpid()), float(namespace("pid"))
                 self._about = about
         except (OSError, ValueError) as error:
             self.fault = str(error)

@@ -139,16 +139,31 @@ class PageReader(PrometheusMetricReader):
         """Keep nothing of a collection: the page is made when somebody asks for it."""
 
     def _as_metrics(self) -> Iterator[Metric]:
-        """Our families as prometheus_client's, for the shared registry."""
-        found = []
+        """Our families as prometheus_client's, for the shared registry, less the names that others have there."""
+        found: list[tuple[set[str], Metric]] = []
         self._observe()
         with self._lock:
             for family in self._refresh():
                 try:
-                    found.append(family.as_metric())
+                    found.append((family.names(), family.as_metric()))
                 except Exception as error:
                     self._tell(f"{family.name} could not be rendered and is left out: {error!r}")
-        yield from found
+        taken = self._registered_by_others({name for names, _ in found for name in names})
+        if left_out := [metric.name for names, metric in found if names & taken]:
+            self._tell(f"in the shared registry others have {', '.join(left_out)}: ours are on our page alone")
+        yield from (metric for names, metric in found if not names & taken)
+
+    def _registered_by_others(self, names: set[str]) -> set[str]:
+        """Which of these names are somebody else's in the shared registry: prometheus_client's own collectors', say."""
+        self._entry.silent.now = True
+        try:
+            theirs = [*self._shared.restricted_registry(names).collect()] if self._shared is not None else []
+        except Exception as error:
+            self._tell(f"the shared registry does not say what it has: {error!r}")
+            return set()
+        finally:
+            self._entry.silent.now = False
+        return {name for metric in theirs for name in (metric.name, *(sample.name for sample in metric.samples))}
 
     def _refresh(self) -> list[Family]:
         """The families that have series now, in the order in which they first came; the lock is held."""
@@ -254,14 +269,17 @@ class _Others:
 
     def collect(self) -> Iterator[Metric]:
         """The families of the others."""
+        left_out = []
         self._entry.silent.now = True
         try:
             for metric in self._registry.collect():
                 if self._taken & {metric.name, *(sample.name for sample in metric.samples)}:
-                    self._tell(f"{metric.name} of the shared registry is left out: the name is taken")
+                    left_out.append(metric.name)
                 else:
                     yield metric
         except Exception as error:
             self._tell(f"a collector of the shared registry failed: {error!r}")
         finally:
             self._entry.silent.now = False
+        if left_out:
+            self._tell(f"of the shared registry {', '.join(left_out)} is left out, as we have the name")

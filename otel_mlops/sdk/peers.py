@@ -26,6 +26,8 @@ from otel_mlops.sdk.records import (
     FORGETS,
     GENERATION,
     LEADS,
+    PID,
+    PID_NAMESPACE,
     SERIES,
     STARTED,
     STREAM,
@@ -188,6 +190,16 @@ class Peer:
     def leads(self) -> bool:
         """Whether its worker leads."""
         return bool(self._about[LEADS])
+
+    @property
+    def pid(self) -> int:
+        """Its worker's process, in the namespace of pids that this one runs in; 0 before that is known."""
+        return int(self._about[PID])
+
+    @property
+    def pid_namespace(self) -> int:
+        """Which that namespace is: in another one a pid is of another process."""
+        return int(self._about[PID_NAMESPACE])
 
     def look(self) -> None:
         """See whether the worker lives, and what series have come and gone.

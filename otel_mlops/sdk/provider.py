@@ -36,9 +36,10 @@ from otel_mlops.sdk.bounded import call_within
 from otel_mlops.sdk.consumer import Consumer
 from otel_mlops.sdk.everyone import Everyone
 from otel_mlops.sdk.group_points import GroupPoints
+from otel_mlops.sdk.intervals import Intervals
 from otel_mlops.sdk.ledger import Ledger
 from otel_mlops.sdk.meter import DisabledMeter, Meter, check_bounds
-from otel_mlops.sdk.observed import Observed
+from otel_mlops.sdk.observed import SCOPE, Observed
 from otel_mlops.sdk.stream import Stream
 
 if TYPE_CHECKING:
@@ -48,9 +49,6 @@ if TYPE_CHECKING:
     from otel_mlops.sdk.group import Group
 
 _logger = logging.getLogger(__name__)
-
-SCOPE = "otel_mlops"
-"""The scope of our own metrics."""
 
 _ROWS = {row.name: row for row in CATALOGUE}
 
@@ -93,13 +91,13 @@ class MeterProvider(sdk.MeterProvider):
             _check_view(view)
         for reader in metric_readers:
             if reader in self._all_metric_readers:
-                msg = f"metric_readers: {reader} belongs to a provider already, and can belong to one only"
-                raise ValueError(msg)
+                raise ValueError(f"metric_readers: {reader} belongs to a provider already, and can belong to one only")
         if exemplar_filter is not None and type(exemplar_filter) not in _FILTERS:
             names = sorted(_FILTERS.values())
             msg = f"exemplar_filter must be one of the SDK's for {names}, not a {type(exemplar_filter).__name__}"
             raise ValueError(msg)
         self.ledger = ledger or Ledger()
+        self.intervals = Intervals(self.ledger)
         self._keeps_instance_id = keeps_instance_id
         self.max_series = max_series
         self._streams: list[Stream] = []
@@ -113,8 +111,7 @@ class MeterProvider(sdk.MeterProvider):
         )
         super().__init__((), resource, exemplar_filter, shutdown_on_exit, views)
         self._exemplar_filter = _FILTERS[type(self._sdk_config.exemplar_filter)]
-        if disabled is not None:
-            self._disabled = disabled
+        self._disabled = self._disabled if disabled is None else disabled
         self.shared_resource: Resource = self._sdk_config.resource
         """What the numbers of the whole group describe."""
         self._consumer = Consumer(self._sdk_config, self.streams, partial(GroupPoints, provider=self, group=group))
@@ -175,7 +172,9 @@ class MeterProvider(sdk.MeterProvider):
 
     def refresh(self, reader: MetricReader, timeout_s: float) -> None:
         """Have the callbacks of observable instruments speak, and keep in cells what they say."""
-        self._observed.refresh(lambda left_s: self._consumer.observe(reader, left_s * 1e3, anew=True), timeout_s)
+        self._observed.refresh(
+            lambda left_s, ours: self._consumer.observe(reader, left_s * 1e3, anew=True, ours=ours), timeout_s
+        )
 
     def settle(self) -> None:
         """Move what lies in private memory into the ledger's file, if there is room for it again."""
@@ -185,6 +184,7 @@ class MeterProvider(sdk.MeterProvider):
         if self.ledger.retry():
             for stream in [*self._streams, *self._observed.streams]:
                 stream.move()
+        self.intervals.settle()
 
     def leave(self) -> None:
         """Leave the group: the numbers stay with it, or with this process if it was the last one."""
@@ -338,6 +338,7 @@ class MeterProvider(sdk.MeterProvider):
             stream.after_fork()
         self._observed.after_fork()
         self.ledger.abandon()
+        self.intervals.after_fork()
         self.everyone.after_fork()
         for meter in self._meters.values():
             meter.fresh_locks()  # type: ignore[attr-defined]

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-MAGIC = b"OMLEDG03"
+MAGIC = b"OMLEDG04"
 
 STREAM, SERIES, EXEMPLARS, NAMES = 1, 2, 3, 4
 """What a record describes: a metric, a series of it, its exemplars, or the ledgers folded into the retired."""
@@ -24,15 +24,16 @@ STREAM, SERIES, EXEMPLARS, NAMES = 1, 2, 3, 4
 CELL_BYTES = 8
 SEGMENT_HEADER = struct.Struct("<8sQ")
 """What it is, and its bytes."""
-ABOUT = slice(16, 64)
+ABOUT = slice(16, 80)
 """Behind it, in a file's first segment, the cells about the ledger itself."""
 ABOUT_BYTES = ABOUT.stop - ABOUT.start
 BEGIN = ABOUT.stop
 """Where the records of a segment begin."""
-GENERATION, FORGETS, STARTED, LEADS, ZEROED = 0, 1, 2, 3, 4
+GENERATION, FORGETS, STARTED, LEADS, ZEROED, PID, PID_NAMESPACE = 0, 1, 2, 3, 4, 5, 6
 """Of those cells: how often a record has come or gone, the last `forget` of the group that was followed, whether
-the worker has started (a master that only imports the application has not), whether it leads, and the last `forget`
-that another worker has carried out here, by setting cells to zero."""
+the worker has started (a master that only imports the application has not), whether it leads, the last `forget`
+that another worker has carried out here, by setting cells to zero, and which process the worker is, in which
+namespace of pids."""
 
 _HEADER = struct.Struct("<IIIHBx")  # checksum, bytes of description, cells, kind, whether it is forgotten
 _FORGOTTEN_AT = 14

@@ -29,8 +29,9 @@ _open: Counter[int] = Counter()
 
 
 async def start(telemetry: Telemetry) -> None:
-    """Start a telemetry, unless it has started already."""
+    """Start a telemetry, unless it has started already, and have it time the loop that runs here."""
     await _call(START_TIMEOUT_S, telemetry.start)
+    telemetry.watch_loop()
 
 
 async def live(telemetry: Telemetry, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:

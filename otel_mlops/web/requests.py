@@ -93,6 +93,9 @@ class Telemetry(Protocol):
     def start(self) -> None:
         """Start sockets and threads; does nothing while they run."""
 
+    def watch_loop(self) -> None:
+        """Time the event loop that runs here, once it has started."""
+
     def stop(self, timeout_s: float) -> object:
         """End them within the time; `start()` begins again."""
 

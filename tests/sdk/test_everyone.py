@@ -35,7 +35,7 @@ from otel_mlops.sdk.group import RETIRED, Group
 from otel_mlops.sdk.ledger import Ledger
 from otel_mlops.sdk.peers import Peer
 from otel_mlops.sdk.provider import MeterProvider
-from otel_mlops.sdk.records import FORGETS, LEADS, SERIES, STREAM
+from otel_mlops.sdk.records import FORGETS, LEADS, PID, PID_NAMESPACE, SERIES, STREAM
 from otel_mlops.sdk.retired import Retired
 from tests.sdk.test_merge import FLOATS, exactly
 from tests.sdk.test_peers import GARBAGE, fail, in_span
@@ -969,7 +969,7 @@ def test_a_reader_sees_the_same_at_each_step_of_retiring(
 
 
 READING = [
-    (everyone_module, "_mark"),
+    (everyone_module, "mark_of"),
     (Retired, "load"),
     (Group, "ledgers"),
     (Everyone, "_meet"),
@@ -1171,3 +1171,98 @@ def test_a_worker_that_left_and_came_back_counts_once(open_worker: OpenWorker):
     other.everyone.retire()
     assert mine.page() == other.page() == {"c_total": 3.0}
     assert mine.path.exists()
+
+
+# --- Their processes -----------------------------------------------------------------------------------------
+
+
+def named(worker: Worker, pid: int) -> Worker:
+    """A worker that has joined, as if it were the process of a pid."""
+    worker.meter.create_counter("c").add(1)
+    worker.provider.ledger.about[PID] = float(pid)
+    return worker
+
+
+def test_every_worker_knows_the_processes_of_all(open_worker: OpenWorker, state: Path):
+    """The pids of the living stand under the labels that the page gives them, the page's process among them."""
+    mine, other = open_worker(), named(open_worker(), 10)
+    mine.meter.create_counter("c").add(1)
+    assert mine.group.try_to_lead()
+    page = named(Worker(state, Group("group", state, inherited_lead=os.dup(mine.group.lead_file))), 11)
+    # This process, of which there are three here, never asks its own ledger who it is.
+    assert mine.everyone.processes() == {"0": 10, "1": os.getpid(), "page": 11}
+    assert other.everyone.processes() == {"0": os.getpid(), "1": os.getpid(), "page": 11}
+    assert page.everyone.processes() == {"0": 10, "1": os.getpid(), "page": os.getpid()}
+
+
+def test_the_dead_have_no_process_and_a_successor_has_its_own(open_worker: OpenWorker):
+    """A number stands for the worker that has it now, before and after the dead are folded."""
+    mine, first = named(open_worker(), 10), named(open_worker(), 11)
+    own = {"0": os.getpid()}
+    assert mine.everyone.processes() == own | {"1": 11}
+    first.die()
+    assert mine.everyone.processes() == own
+    second = named(open_worker(), 12)
+    assert mine.everyone.processes() == own | {"1": 12}
+    mine.everyone.retire()
+    assert mine.everyone.processes() == own | {"1": 12}
+    second.leave()
+    assert mine.everyone.processes() == own
+
+
+def test_who_has_not_started_is_no_worker_and_has_no_process(open_worker: OpenWorker):
+    """A master that only imports the application is left out, by the others and by itself."""
+    mine, master = named(open_worker(), 10), named(open_worker(), 11)
+    master.provider.ledger.note_started(has_started=False)
+    assert mine.everyone.processes() == {"0": os.getpid()}
+    assert master.everyone.processes() == {"0": 10}
+    master.provider.ledger.note_started(has_started=True)
+    assert mine.everyone.processes() == {"0": os.getpid(), "1": 11}
+
+
+def test_a_pid_of_another_namespace_is_nobodys_here(open_worker: OpenWorker, caplog: pytest.LogCaptureFixture):
+    """Containers that share memory have a pid 1 each: whose process cannot be known is left out, which is said once."""
+    mine, near, far = (named(open_worker(), pid) for pid in (10, 11, 1))
+    expected = {"0": os.getpid(), "1": 11}
+    assert mine.everyone.processes() == expected | {"2": 1}
+    far.provider.ledger.about[PID_NAMESPACE] += 1.0
+    for _ in range(2):
+        assert mine.everyone.processes() == expected
+    assert len(said(caplog)) == 1
+    assert "worker 2 runs in another pid namespace" in said(caplog)[0]
+    far.leave()
+    assert mine.everyone.processes() == expected
+    another = named(open_worker(), 1)
+    another.provider.ledger.about[PID_NAMESPACE] += 1.0
+    assert mine.everyone.processes() == expected
+    assert len(said(caplog)) == 2
+    near.leave()
+
+
+def test_a_ledger_says_which_process_it_is_of(open_worker: OpenWorker):
+    """From its first record on, and again when its worker has left and come back."""
+    here = Path("/proc/self/ns/pid")
+    mine, other = open_worker(), open_worker()
+    for worker in (mine, other):
+        worker.meter.create_counter("c").add(1)
+    for _ in range(2):
+        peer = Peer(mine.path)
+        peer.look()
+        assert peer.pid == os.getpid()
+        assert peer.pid_namespace == (here.stat().st_ino if here.exists() else 0)
+        mine.provider.leave()
+        mine.provider.ledger.rejoin()
+        mine.meter.create_counter("c").add(1)
+
+
+def test_a_worker_without_a_ledger_that_others_find_is_the_first_if_it_is_alone(provider: MeterProvider):
+    """Where there is no group, or no room for a ledger, this process has the number that would be its own."""
+    assert provider.everyone.processes() == {}
+    provider.ledger.note_started(has_started=True)
+    assert provider.everyone.processes() == {"0": os.getpid()}
+
+
+def test_a_worker_without_a_ledger_takes_nobodys_number(open_worker: OpenWorker):
+    """Beside another that has the first number it has none, and is left out."""
+    named(open_worker(), 10)
+    assert open_worker().everyone.processes() == {"0": 10}

@@ -301,7 +301,7 @@ def test_another_network_or_user_is_another_group(tmp_path: Path, monkeypatch: p
         return found.folder
 
     own = folder()
-    monkeypatch.setattr(group_module, "_network", lambda: 1)
+    monkeypatch.setattr(group_module, "namespace", lambda _: 1)
     elsewhere = folder()
     monkeypatch.setattr(os, "getuid", lambda: 4294967)
     assert len({own, elsewhere, folder()}) == 3
@@ -310,7 +310,7 @@ def test_another_network_or_user_is_another_group(tmp_path: Path, monkeypatch: p
 def test_a_groups_name_stands_for_all_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """OTEL_MLOPS_GROUP alone says who belongs together: across ports, services and networks."""
     one = group_of(Settings.from_env({"OTEL_MLOPS_GROUP": "mine", "OTEL_MLOPS_STATE_DIR": str(tmp_path)}))
-    monkeypatch.setattr(group_module, "_network", lambda: 1)
+    monkeypatch.setattr(group_module, "namespace", lambda _: 1)
     other = group_of(Settings(service_name="b", port=9000, group="mine", state_dir=tmp_path))
     third = group_of(Settings(service_name="b", port=9000, group="Mine", state_dir=tmp_path))
     assert one is not None

@@ -768,6 +768,52 @@ def test_a_host_metric_whose_name_we_have_is_left_out(
     assert len(says(caplog)) == 1
 
 
+class Machine:
+    """A collector of the host that says what it has, as prometheus_client's own do in its default registry."""
+
+    def collect(self) -> Iterator[Any]:
+        """A metric of a name that we have, and one of its own."""
+        yield CounterMetricFamily("ours", "Mine.", value=9)
+        yield GaugeMetricFamily("machine", "Mine.", value=7)
+
+
+@pytest.mark.parametrize("unnamed", [False, True])
+def test_on_each_page_a_name_is_its_owners(
+    open_provider: OpenProvider, caplog: pytest.LogCaptureFixture, unnamed: bool
+):
+    """What both have is ours on our page and the host's on the host's, so both are valid, and each is said once."""
+    registry = CollectorRegistry(auto_describe=True, support_collectors_without_names=unnamed)
+    registry.register(Machine())
+    reader = PageReader(registry=registry)
+    meter = meter_of(open_provider(metric_readers=[reader]))
+    meter.create_counter("ours").add(2, {"worker": "0"})
+    meter.create_counter("others").add(3)
+    for _ in range(2):
+        mine = check_page(reader)
+        hosts = check_text(generate_latest(registry).decode(), generate_openmetrics(registry).decode())
+        assert mine.of("ours_total") == {frozenset({("worker", "0")}): 2.0}
+        assert hosts.of("ours_total") == {frozenset(): 9.0}
+        for page in (mine, hosts):
+            assert (page.value("others_total"), page.value("machine")) == (3.0, 7.0)
+    assert len(says(caplog)) == 2
+
+
+def test_a_registry_that_does_not_say_what_it_has_gets_all_of_ours(caplog: pytest.LogCaptureFixture):
+    """Where somebody's own kind of registry cannot be asked our metrics are in it, and that is said once."""
+
+    class Registry(CollectorRegistry):
+        def restricted_registry(self, names: Any) -> Any:
+            raise NotImplementedError("ask somebody else")
+
+    registry = Registry()
+    provider = MeterProvider([PageReader(registry=registry)], shutdown_on_exit=False)
+    meter_of(provider).create_counter("ours").add(2)
+    for _ in range(2):
+        assert b"ours_total 2.0" in generate_latest(registry)
+    assert len(says(caplog)) == 1
+    provider.shutdown()
+
+
 class Broken:
     """A collector of the host that fails after its first metric."""
 

@@ -10,7 +10,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import HTTPError
@@ -100,7 +100,9 @@ def running(
     command = [sys.executable, "-m", "uvicorn", "service:app", "--port", str(port), "--log-level", "warning"]
     command += arguments
     with log.open("wb") as output:
-        process = subprocess.Popen(command, cwd=folder, env=environ, stdout=output, stderr=output)
+        process = subprocess.Popen(
+            command, cwd=folder, env=environ, stdout=output, stderr=output, start_new_session=True
+        )
     service = Service(process, port, page_port, log)
     try:
         until(lambda: listens(port) or process.poll() is not None)
@@ -110,5 +112,6 @@ def running(
             process.send_signal(signal.SIGTERM)
             process.wait(WAIT_S)
     finally:
-        process.kill()
+        with suppress(ProcessLookupError):  # all of them have ended
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from otel_mlops.metrics import GPU_MIG_INFO, GPU_PROCESS_MEMORY, GPU_RECOVERY_ACTION, gpu
 from tests.nvml.driver import LIBRARY, Control, FakeDriver, build
-from tests.servers.service import Service, get, running, until
+from tests.servers.service import Service, get, listens, running, until
 
 SERVICE = """
     from fastapi import FastAPI
@@ -49,6 +49,7 @@ def gpus(request: pytest.FixtureRequest, tmp_path: Path, control: Control) -> It
     environment = driver.environment(gpus=2, realtime=True, control=control)
     told = {name: environment[name] for name in environment if name.startswith(("FAKE_NVML", "LD_LIBRARY"))}
     with running(SERVICE, tmp_path, arguments=WORKERS, **told) as service:
+        until(lambda: listens(service.page_port))
         until(lambda: value(service, "gpu_up", gpu_id="1") == 1)
         yield service
 
