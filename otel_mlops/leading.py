@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
@@ -255,7 +256,7 @@ def open_sources(settings: Settings, pids: Callable[[], Mapping[str, int]]) -> d
     if settings.disabled or not settings.start_monitoring:
         return sources
     for name in settings.sources:
-        if name == "amd" and find_spec("amdsmi") is None:
+        if name == "amd" and not (sys.modules.get("amdsmi") or find_spec("amdsmi")):
             continue  # few have such a GPU: the package is an extra, and where it is missing nothing is wrong
         try:
             sources[name] = _open_source(name, settings, pids)

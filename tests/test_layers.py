@@ -36,7 +36,7 @@ DOWNWARD["page_process"] = {"sdk", "settings", "telemetry"}  # the child's side 
 DOWNWARD["telemetry"] = set(DOWNWARD) - {"rules"}
 DOWNWARD["configure"] = {"sdk", "settings", "telemetry"}
 ON_TOP = {"__init__", "cli", "demo", "doctor", "render", "testing"}
-COSTLY = {"apscheduler", "fastapi", "numpy", "prometheus_client", "psutil", "pynvml", "starlette"}
+COSTLY = {"amdsmi", "apscheduler", "fastapi", "numpy", "prometheus_client", "psutil", "pynvml", "starlette"}
 BANNED_WORDS = {
     "abstract", "base", "common", "factory", "helper", "helpers", "impl", "manager", "util", "utils",
 }  # fmt: skip

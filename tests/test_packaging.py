@@ -146,7 +146,7 @@ def test_importing_loads_nothing_costly():
 import sys, opentelemetry.sdk.metrics
 before = set(sys.modules)
 import otel_mlops
-costly = {"apscheduler", "fastapi", "numpy", "prometheus_client", "psutil", "pynvml", "starlette"}
+costly = {"amdsmi", "apscheduler", "fastapi", "numpy", "prometheus_client", "psutil", "pynvml", "starlette"}
 print(sorted(costly & sys.modules.keys() - before))
 """
     done = run(sys.executable, "-c", program)

@@ -24,6 +24,7 @@ CHECKS: Mapping[str, Callable[[Settings], Checked]] = {
     "container": sources.check_container,
     "processes": sources.check_process,
     "GPU": sources.check_gpu,
+    "AMD GPU": sources.check_amd,
     "page": network.check_page,
     "Collector": network.check_collector,
 }

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 from otel_mlops import metrics as rows
 from otel_mlops.doctor.installed import Checked
@@ -41,6 +43,7 @@ _PROCESS: Mapping[str, tuple[Metric, ...]] = {
     "threads": (rows.PROCESS_THREADS,),
     "start": (rows.PROCESS_START_TIME,),
 }
+_NO_READING = {rows.GPU_UP, rows.GPU_READ_ERRORS}
 _WHY_NOT = {
     "temperatures": "no sensor is shown, as in most virtual machines",
     "disk traffic": "no disk of its own is shown",
@@ -102,6 +105,31 @@ def check_gpu(settings: Settings) -> Checked:
             yield from _of_gpu(gpu, [finding for finding in findings if finding.gpu == gpu])
         if findings and "nvidia" not in settings.sources:
             yield "note", "they are not read: nvidia is not among the sources"
+
+
+def check_amd(settings: Settings, load: Callable[[], Any] | None = None) -> Checked:
+    """What can be read of AMD's GPUs, where ROCm's package is installed; `load` gives it."""
+    from otel_mlops.sources.amd import open_amd
+    from otel_mlops.sources.sampler import Absent
+
+    if not (load or sys.modules.get("amdsmi") or find_spec("amdsmi")):
+        yield "note", "not looked for: pip install 'otel-mlops[amd]' where ROCm is"
+        return
+    try:
+        samples = within(PATIENCE_S, open_amd(load, gpus="all"))
+    except Absent as absence:
+        yield "note", f"none: {absence}"
+    except Exception as error:
+        yield "note", f"none can be read: {error}"
+    else:
+        for up in samples:
+            if up.metric is rows.GPU_UP:
+                gpu, name = up.attributes["gpu_id"], up.attributes["gpu_name"]
+                read = {each.metric for each in samples if each.attributes.get("gpu_id") == gpu} - _NO_READING
+                can = f": {len(read)} metrics can be read; no value has been compared with a real GPU yet"
+                yield ("ok" if up.value else "fault"), f"{gpu} ({name}){can if up.value else ' does not answer'}"
+        if "amd" not in settings.sources:
+            yield "note", "they are not read: amd is not among the sources"
 
 
 def _told(samples: Iterable[Sample], parts: Mapping[str, tuple[Metric, ...]], more: str = "") -> Checked:

@@ -20,7 +20,7 @@ ExemplarFilter = Literal["trace_based", "always_on", "always_off"]
 Gpus = Literal["visible", "all"]
 Instrumentation = Literal["auto", "fastapi", "opentelemetry", "none"]
 
-SOURCES = ("host", "container", "process", "nvidia")
+SOURCES = ("host", "container", "process", "nvidia", "amd")
 """The names of the sources there are."""
 
 _PREFIX = "OTEL_MLOPS_"

@@ -564,6 +564,15 @@ def test_it_is_opened_where_its_package_is(monkeypatch: pytest.MonkeyPatch):
     assert list(check_amd(settings)) == [("note", "not looked for: pip install 'otel-mlops[amd]' where ROCm is")]
 
 
+def test_an_amdsmi_that_is_imported_already_is_taken(monkeypatch: pytest.MonkeyPatch):
+    """What a service has imported under that name is read, wherever it came from."""
+    fake = FakeAmdSmi()
+    monkeypatch.setitem(sys.modules, "amdsmi", fake)
+    source = open_sources(Settings(sources=("amd",), gpus="all"), dict)["amd"]
+    assert {sample.attributes["gpu_id"] for sample in source() if sample.metric is rows.GPU_UP} == {"0", "1"}
+    assert len(list(check_amd(Settings()))) == 2
+
+
 @needs_package
 def test_it_is_among_the_sources():
     """With amdsmi it is opened by its name, with the GPUs that the settings want."""
