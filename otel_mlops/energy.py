@@ -187,9 +187,9 @@ class Energy:
             return
         self._begin(kept.get("stamp"))
         try:
-            self._marks = {name: _Mark(*mark) for name, mark in kept["marks"].items()}
+            self._marks = {name: _Mark(*map(float, mark)) for name, mark in kept["marks"].items()}
             for ring, slot, turn, model, joules in kept["carried"]:
-                self._carried[ring, slot, turn] = Call((ring, slot, turn), model, now, now, joules=joules)
+                self._carried[ring, slot, turn] = Call((ring, slot, turn), dict(model), now, now, joules=float(joules))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             _logger.debug("what another has kept of the energy is not understood: %r", error)
 

@@ -311,5 +311,5 @@ def _say(out: IO[bytes], word: str) -> None:
     try:
         while left:
             left = left[out.write(left) :]
-    except OSError as error:
+    except (OSError, ValueError) as error:  # the other end is gone, or this one was closed meanwhile
         _logger.debug("nobody listens any more: %s", error)

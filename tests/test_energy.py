@@ -375,6 +375,17 @@ def test_a_worker_takes_part_in_the_gpus_that_it_may_use(state, monkeypatch):
     assert first.idle(gpu_id="1") == pytest.approx(world.used("1", until) - 600 - 600 - 600)
 
 
+def test_an_index_counts_the_gpus_that_nobody_reads(state, monkeypatch):
+    """Where only the second GPU is read, index 1 is that one, and a worker on the first gets nothing of it."""
+    world = World(state, gpus="1")
+    first = visible(monkeypatch, world, CUDA_VISIBLE_DEVICES="0")
+    second = visible(monkeypatch, world, CUDA_VISIBLE_DEVICES="1")
+    world.plan(first, Call(BEGAN + 3, BEGAN + 5, 1.0, "first"))
+    world.plan(second, Call(BEGAN + 4, BEGAN + 6, 1.0, "second"))
+    world.run(second)
+    assert (first.joules(model_version="first"), second.joules(model_version="second")) == pytest.approx((0.0, 600.0))
+
+
 def test_a_worker_on_a_mig_instance_takes_part_in_its_gpu(state, monkeypatch):
     """The energy of an instance is not known, so its calls share the whole GPU's."""
     world = World(state, gpus="01")
@@ -402,7 +413,7 @@ def test_where_only_cuda_knows_a_worker_takes_part_in_all(state, monkeypatch):
 # --- Leaders that come and go ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_new_leader_goes_on_to_the_joule(state, seed):
     """Leaders that die one after the other lose nothing but their own calls' ends, and nothing is counted twice."""
     chance = random.Random(seed)
@@ -523,7 +534,17 @@ def test_a_reading_that_is_too_old_is_not_gone_on_from(world):
     )
 
 
-@pytest.mark.parametrize("kept", [None, 5, {"stamp": "x"}, {"stamp": "x", "marks": {"GPU-0": 3}, "carried": []}])
+@pytest.mark.parametrize(
+    "kept",
+    [
+        None,
+        5,
+        {"stamp": "x"},
+        {"stamp": "x", "marks": {"GPU-0": 3}, "carried": []},
+        {"stamp": "x", "marks": {"GPU-0": ["now", None]}, "carried": []},
+        {"stamp": "x", "marks": {}, "carried": [["ring", 1, 1, {}, "much"]]},
+    ],
+)
 def test_what_another_version_has_kept_does_no_harm(world, kept):
     """What is not understood is put aside, and said at most once."""
     staff = Staff(world)
@@ -912,6 +933,20 @@ def test_a_duration_that_is_none_is_not_written_down(provider, duration):
     verbs.record_prediction(duration, "v1")
     verbs.record_prediction(1.0, "v1")
     assert len(written(provider)) == 1
+
+
+def test_a_version_that_cannot_be_hashed_raises_nothing(provider):
+    """Whatever a stranger's text does, the prediction is written down, as one of those without a number."""
+
+    class Text(str):
+        __slots__ = ()
+
+        def __hash__(self) -> int:
+            raise RuntimeError("hash")
+
+    Verbs(provider).record_prediction(1.0, Text("v1"))
+    [(labels, _, weight)] = written(provider)
+    assert (labels, weight) == ({"otel.metric.overflow": True}, 1.0)
 
 
 def test_without_energy_nothing_is_written_down():

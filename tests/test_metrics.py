@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,22 @@ SUFFIXES = {
     "info": ("_info",),
 }
 
-every_row = pytest.mark.parametrize("row", CATALOGUE, ids=lambda row: row.page_name)
+
+def every_row(check: Callable[[Metric], None]) -> Callable[[], None]:
+    """Have a test look at each row, and name those of which its fact does not hold."""
+
+    @wraps(check)
+    def look() -> None:
+        broken = []
+        for row in CATALOGUE:
+            try:
+                check(row)
+            except AssertionError as error:
+                broken.append(f"{row.page_name}: {error}")
+        assert not broken, "\n".join(broken)
+
+    del look.__wrapped__  # else pytest asks for the row
+    return look
 
 
 # --- Each row ----------------------------------------------------------------------------------------------

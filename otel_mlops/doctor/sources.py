@@ -87,6 +87,7 @@ def check_gpu(settings: Settings) -> Checked:
     import pynvml
 
     from otel_mlops.sources.nvidia import survey
+    from otel_mlops.sources.nvidia.visible import VISIBLE_DEVICES
 
     try:
         findings = within(PATIENCE_S, survey)
@@ -105,6 +106,9 @@ def check_gpu(settings: Settings) -> Checked:
             yield from _of_gpu(gpu, [finding for finding in findings if finding.gpu == gpu])
         if findings and "nvidia" not in settings.sources:
             yield "note", "they are not read: nvidia is not among the sources"
+        elif findings and settings.gpus == "visible" and VISIBLE_DEVICES in os.environ:
+            visible = os.environ[VISIBLE_DEVICES]
+            yield "note", f"of them {VISIBLE_DEVICES}={visible} says which are shown: OTEL_MLOPS_GPUS=all shows all"
 
 
 def check_amd(settings: Settings, load: Callable[[], Any] | None = None) -> Checked:
@@ -152,6 +156,7 @@ def _of_gpu(index: int, findings: list[Finding]) -> Checked:
         yield "fault", f"{gpu} does not answer: {findings[0].why}"
         return
     supported = by_state.pop("supported", [])
-    yield "ok", f"{gpu}: {len(supported)} parts of {len(findings)} can be read"
+    if supported:
+        yield "ok", f"{gpu}: {len(supported)} parts of {len(findings)} can be read"
     for state, parts in sorted(by_state.items()):
         yield "note", f"{index}, {state}: {', '.join(parts)}"

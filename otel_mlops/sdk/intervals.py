@@ -168,7 +168,10 @@ class Intervals:
     def number(self, labels: Mapping[str, str]) -> int:
         """The number of the model that has these labels, the same for ever; 0 is all for which there is no room."""
         key = tuple(labels.items())
-        number = self._numbers.get(key)
+        try:
+            number = self._numbers.get(key)
+        except Exception:
+            return 0  # a text of a stranger's class that cannot be hashed
         return self._enter(key) if number is None else number
 
     def rings(self) -> list[Ring]:

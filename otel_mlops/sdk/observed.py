@@ -99,8 +99,8 @@ class Observed:
         return stream
 
     def _taken_by(self, stream: Stream, attributes: Any) -> Any:
-        known = self._known.get(stream, {}).get(id(attributes))
-        return known[1] if known is not None and known[1].place is not None else stream.taken_by(attributes)
+        known = _series_of(self._known.get(stream, {}), attributes)
+        return stream.taken_by(attributes) if known is None else known
 
     def _set(self, stream: Stream, points: list[Any]) -> set[Any]:
         """Note what was said, and return the series that it was said of."""
@@ -108,9 +108,9 @@ class Observed:
         said = set()
         for point in points:
             attributes = point.attributes
-            known = before.get(id(attributes))
-            # Who says the same object again means the same series, unless that was forgotten meanwhile.
-            series: Any = known[1] if known is not None and known[1].place is not None else stream.find(attributes)
+            series = _series_of(before, attributes)
+            if series is None:
+                series = stream.find(attributes)
             now[id(attributes)] = attributes, series
             if stream.stays and point.value < stream.stays.get(series, -math.inf):
                 del stream.stays[series]  # who counts has begun anew
@@ -118,3 +118,12 @@ class Observed:
             said.add(series)
         self._known[stream] = now
         return said
+
+
+def _series_of(known: dict[int, tuple[Any, Any]], attributes: Any) -> Any:
+    """The series that these very attributes were said of last, or None if it is to be looked for.
+
+    It is when it was forgotten, or has other attributes: the object was changed meanwhile, or the metric was full.
+    """
+    series = known.get(id(attributes), (None, None))[1]
+    return series if series is not None and series.place is not None and series.attributes == attributes else None

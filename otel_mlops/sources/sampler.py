@@ -166,6 +166,9 @@ class Sampler:
             reader.leave.set()
 
     def _new_reader(self) -> _Reader | None:
+        if not self._sources:
+            self._round_done.set()
+            return None
         reader = _Reader(self._sources, self._clock, self._round_done.set)
         try:
             reader.start()

@@ -50,6 +50,15 @@ class _Snapshot(NamedTuple):
     read_at: float
 
 
+@dataclass
+class _Last:
+    """What came of the readings since they began, or began anew."""
+
+    answers: bool | None = None
+    snapshot: _Snapshot | None = None
+    duration_s: float | None = None
+
+
 @dataclass(frozen=True)
 class Terms:
     """What holds for the readings of a source."""
@@ -84,11 +93,8 @@ class Watched:
         """The labels of the last reading by the ids of row and attributes: most sources give the same objects again."""
         self._lock = threading.Lock()
         self._began_at: float | None = None
-        self._answers: bool | None = None
         self._reported = False
-        self._snapshot: _Snapshot | None = None
-        self.duration_s: float | None = None
-        """How long the last reading took."""
+        self._last = _Last()
 
     def forget(self) -> None:
         """Be as if nothing had been read yet, with a fresh lock."""
@@ -99,8 +105,8 @@ class Watched:
         self.forget_readings()
 
     def forget_readings(self) -> None:
-        """Show nothing until the source has been read again."""
-        self._answers = self._snapshot = self.duration_s = None
+        """Show nothing until the source has been read again; what a reading gives that is under way is not shown."""
+        self._last = _Last()
 
     def close(self) -> None:
         """Have the source let go of what it holds, if it holds anything; it may be read again all the same."""
@@ -115,13 +121,16 @@ class Watched:
         """Read the source, unless another thread is in it for longer than `wait_s`; raises nothing."""
         if not self._lock.acquire(timeout=wait_s):
             return
+        last = self._last
         try:
             began_at = self._began_at = self._clock()
             fault: BaseException | None = None
             try:
                 observations = self._accepted(self._source())
-            except KeyboardInterrupt:
-                raise
+            except KeyboardInterrupt as error:
+                if threading.current_thread() is threading.main_thread():
+                    raise
+                fault = error
             except Absent as error:
                 self._note_absence(error)
                 return
@@ -129,9 +138,9 @@ class Watched:
                 # SystemExit too: a driver that gives up must not end the thread that reads the others.
                 fault = error
             else:
-                self._snapshot = _Snapshot(observations, self._clock())
-            self.duration_s = self._clock() - began_at
-            self._answers = fault is None
+                last.snapshot = _Snapshot(observations, self._clock())
+            last.duration_s = self._clock() - began_at
+            last.answers = fault is None
         finally:
             self._began_at = None
             self._lock.release()
@@ -162,15 +171,21 @@ class Watched:
         """Say whether the source answers and its values are shown; None before it has been tried."""
         if self.is_stuck():
             return False
-        return self._answers and self._is_fresh()
+        return self._last.answers and self._is_fresh()
+
+    @property
+    def duration_s(self) -> float | None:
+        """How long the last reading took."""
+        return self._last.duration_s
 
     def age_s(self) -> float | None:
         """The age of the last good reading."""
-        return None if self._snapshot is None else self._clock() - self._snapshot.read_at
+        snapshot = self._last.snapshot
+        return None if snapshot is None else self._clock() - snapshot.read_at
 
     def said(self, row: Metric) -> Sequence[Observation]:
         """The observations of a row in the last good reading, or none if that is too old."""
-        snapshot = self._snapshot
+        snapshot = self._last.snapshot
         found = () if snapshot is None else snapshot.observations.get(row.name, ())
         return found if found and self._is_fresh() else ()
 
@@ -187,7 +202,7 @@ class Watched:
             row, value, attributes = sample
             key = id(row), id(attributes)
             labels = self._seen.get(key)
-            if labels is None:
+            if labels is None or labels.plain != attributes:
                 labels = _Labels(row, attributes)
             seen[key] = labels
             fault = labels.fault or _fault(row, value) or ("duplicate" if labels in series else None)
@@ -218,7 +233,7 @@ class Watched:
 
 
 class _Labels:
-    """The row and the attributes of a sample, looked at once for as long as the source gives the same objects."""
+    """The row and the attributes of a sample, looked at once while the source gives the same objects unchanged."""
 
     __slots__ = ("_hash", "_held", "_series", "fault", "is_increase", "plain")
 

@@ -447,7 +447,7 @@ def test_a_stand_in_ends_what_it_began(alone):
 
 
 def test_after_a_fork_nothing_of_before_is_written_into(alone, monkeypatch):
-    """What a child has of its parent's rings, the private one of before too, changes no more; its environment is new."""
+    """What a child has of its parent's rings, the one of before too, changes no more; its environment is read anew."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     slots = []
     for _ in range(2):

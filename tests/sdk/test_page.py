@@ -459,6 +459,33 @@ def test_an_observed_series_is_gone_once_it_is_not_said_any_more(paged: MeterPro
     assert check_page(reader).of("o") == {frozenset({("n", "1")}): 3.0}
 
 
+@pytest.mark.parametrize("scope", ["otel_mlops", "m"])
+def test_what_is_said_with_the_same_object_again_is_of_the_attributes_it_has(
+    paged: MeterProvider, reader: PageReader, scope: str
+):
+    """A callback may give one mapping each time and change it in between."""
+    attributes = {"n": 1}
+    paged.get_meter(scope).create_observable_gauge("o", [lambda _: [Observation(5, attributes)]])
+    for number in (1, 1, 2):
+        attributes["n"] = number
+        assert check_page(reader).of("o") == {frozenset({("n", str(number))}): 5.0}
+
+
+@pytest.mark.parametrize("scope", ["otel_mlops", "m"])
+def test_an_observed_series_leaves_the_overflow_when_there_is_room(
+    open_provider: Callable[..., MeterProvider], reader: PageReader, scope: str
+):
+    """What a full metric had no room for has a series of its own once another is not said any more."""
+    said = [Observation(n, {"n": n}) for n in range(3)]
+    provider = open_provider(metric_readers=[reader], max_series=2)
+    provider.get_meter(scope).create_observable_gauge("o", [lambda _: list(said)])
+    for _ in range(2):
+        assert check_page(reader).value("o", otel_metric_overflow="true") == 2.0
+    del said[0]
+    for _ in range(2):
+        assert check_page(reader).of("o") == {frozenset({("n", "1")}): 1.0, frozenset({("n", "2")}): 2.0}
+
+
 def test_observed_and_recorded_series_of_one_name_are_added_up(paged: MeterProvider, reader: PageReader):
     """A counter that is recorded here and observed there is one series with the sum; so are up-down counters."""
     meter_of(paged, "a").create_counter("c").add(1)

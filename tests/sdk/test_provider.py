@@ -117,16 +117,16 @@ def test_the_same_identity_is_the_same_object(provider: MeterProvider):
     assert len(provider.streams()) == 5
 
 
-@pytest.mark.parametrize("row", CATALOGUE, ids=lambda row: row.name)
-def test_every_row_has_an_instrument(provider: MeterProvider, row: Any):
+def test_every_row_has_an_instrument(provider: MeterProvider):
     """Each row of the catalogue gives the instrument of its kind, with its name, unit, help and buckets."""
     verbs = {"counter": "add", "updown": "add", "histogram": "record", "gauge": "set", "info": "set", "stateset": "set"}
-    instrument = provider.instrument(row)
-    getattr(instrument.bind(dict.fromkeys(row.attributes, "x")), verbs[row.kind])(1)
-    (stream,) = [each for each in provider.streams() if each.row is row]
-    assert (stream.name, stream.unit, stream.description) == (row.name, row.unit, row.help)
-    assert stream.bounds == row.buckets
-    assert [dict(attributes) for attributes, _ in provider.totals(row)] == [dict.fromkeys(row.attributes, "x")]
+    for row in CATALOGUE:
+        instrument = provider.instrument(row)
+        getattr(instrument.bind(dict.fromkeys(row.attributes, "x")), verbs[row.kind])(1)
+        (stream,) = [each for each in provider.streams() if each.row is row]
+        assert (stream.name, stream.unit, stream.description) == (row.name, row.unit, row.help)
+        assert stream.bounds == row.buckets
+        assert [dict(attributes) for attributes, _ in provider.totals(row)] == [dict.fromkeys(row.attributes, "x")]
 
 
 def test_the_totals_of_a_row_are_values_or_counts(provider: MeterProvider):
