@@ -19,6 +19,7 @@ def test_there_are_examples():
         "minimal_service",
         "model_service",
         "several_workers",
+        "gpu_batch",
         "prometheus_metrics_demo",
     }
 

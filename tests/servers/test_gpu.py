@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from otel_mlops.metrics import GPU_MIG_INFO, GPU_PROCESS_MEMORY, GPU_RECOVERY_ACTION, gpu
 from tests.nvml.driver import LIBRARY, Control, FakeDriver, build
-from tests.servers.service import Service, get, listens, running, until
+from tests.servers.service import Service, free_port, get, listens, running, until
 
 SERVICE = """
     from fastapi import FastAPI
@@ -28,6 +30,7 @@ SERVICE = """
             prediction.values = 1.0
         return prediction.values
 """
+EXAMPLES = Path(__file__).parents[2] / "examples"
 WORKERS = ("--workers", "2")
 STATED_AGE_S = 15.0
 """The age at which values of a source leave the page."""
@@ -131,3 +134,25 @@ def test_a_driver_that_hangs_delays_neither_the_page_nor_another_source_nor_the_
     assert value(gpus, "otel_mlops_source_up", source="host") == 1
     until(lambda: (value(gpus, "otel_mlops_source_age_seconds", source="host") or 99) < 2)
     # The block's end has it stop in time.
+
+
+def test_the_example_tells_what_a_prediction_costs(request: pytest.FixtureRequest) -> None:
+    """gpu_batch.py says the power of both GPUs, and the energy of its calls; what it cost is of the size it must be."""
+    driver = FakeDriver(build(request.config.cache.mkdir("nvml")))
+    environment = driver.environment(gpus=2, realtime=True)
+    environment |= {
+        "OTEL_MLOPS_PREDICTION_ENERGY": "true",
+        "OTEL_EXPORTER_PROMETHEUS_PORT": str(free_port()),
+        "SECONDS_TO_RUN": "25",
+    }
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / "gpu_batch.py"],
+        env=environment, capture_output=True, text=True, timeout=90, check=True,
+    )  # fmt: skip
+    samples = {
+        sample.name: sample.value for family in text_string_to_metric_families(done.stdout) for sample in family.samples
+    }
+    assert samples["gpu_power_usage_watts"] > 0
+    calls, joules = samples["prediction_energy_joules_count"], samples["prediction_energy_joules_sum"]
+    # The driver draws some 470 W, and the calls take 8 to 32 ms each, one after the other.
+    assert 470 * 0.008 < joules / calls < 470 * 0.032 * 3
