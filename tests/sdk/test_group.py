@@ -104,7 +104,9 @@ class Other:
     def hear(self) -> str:
         """What it says next."""
         assert self.process.stdout is not None
-        assert select.select([self.process.stdout], [], [], A_LONG_TIME_S)[0], "the other process hangs"
+        arrivals = select.poll()
+        arrivals.register(self.process.stdout, select.POLLIN)
+        assert arrivals.poll(A_LONG_TIME_S * 1000), "the other process hangs"
         return self.process.stdout.readline().strip()
 
     def go_on(self) -> None:
