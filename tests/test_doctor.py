@@ -373,6 +373,24 @@ def test_a_lost_gpu_is_a_fault(nvml: FakeDriver):
     assert levels == {"0": "ok", "1": "fault"}
 
 
+def test_a_gpu_that_is_not_this_process_s_is_no_good_news(nvml: FakeDriver):
+    """Of a GPU that may not be used nothing can be read, which is a note and not ok; the other is told as ever."""
+    nvml.gpu(0).fail("nvmlDeviceGetUUID", pynvml.NVML_ERROR_NO_PERMISSION)
+    told = list(sources.check_gpu(Settings()))
+    assert [text.partition(" ")[0] for level, text in told if level == "ok"] == ["1"]
+    assert ("note", "0, no permission: gpu") in told
+
+
+def test_which_gpus_are_shown_is_told(nvml: FakeDriver, monkeypatch: pytest.MonkeyPatch):
+    """Where a variable says which GPUs are shown, what can be read is not all on the page."""
+    hint = ("note", "of them CUDA_VISIBLE_DEVICES=1 says which are shown: OTEL_MLOPS_GPUS=all shows all")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert hint in list(sources.check_gpu(Settings()))
+    assert hint not in list(sources.check_gpu(Settings(gpus="all")))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert not any("CUDA" in text for _, text in sources.check_gpu(Settings()))
+
+
 def test_a_source_that_is_switched_off_is_told(nvml: FakeDriver):
     """GPUs that can be read and are not among the sources are a note."""
     assert ("note", "they are not read: nvidia is not among the sources") in list(

@@ -254,6 +254,7 @@ def test_one_that_is_killed_is_followed_by_another(worker, caplog):
     )
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize(
     ("runs", "told"),
     [(ENDS, "ended before it was ready"), (NEVER_READY, "was not ready in time"), (SILENT, "said nothing for 1 s")],

@@ -874,6 +874,7 @@ def test_a_process_without_threads_goes_on_without_the_page(monkeypatch, caplog)
     page_server.stop(PATIENCE_S)
 
 
+@pytest.mark.stress
 def test_a_process_out_of_files_does_not_spin_and_serves_again():
     """Without a file descriptor for a client the server waits instead of burning a CPU, says so once, and recovers."""
     script = """
@@ -1037,6 +1038,7 @@ def test_it_accepts_on_a_socket_that_it_is_given():
     assert listener.fileno() == -1
 
 
+@pytest.mark.stress
 def test_two_processes_take_turns_on_one_socket():
     """Of two who have a socket, one serves on while the other accepts, pauses and stops; no client is lost."""
     script = """

@@ -170,6 +170,14 @@ def test_start_and_stop_can_be_repeated(opened):
     eventually(lambda: source.readings == 2)
 
 
+def test_without_sources_there_is_no_reader(opened):
+    """Nothing to read takes no thread and no waiting; the keeper minds midnight all the same."""
+    sampler = opened({})
+    sampler.start()
+    assert sampler.wait(20)
+    assert our_threads() == ["otel-mlops-keeper"]
+
+
 def test_sampling_beside_the_thread_never_reads_a_source_twice_at_once(opened):
     """A source, which keeps state, is read by one thread at a time."""
     inside: list[int] = []
@@ -441,6 +449,31 @@ def test_an_interrupt_reaches_the_caller(opened):
     assert seen(sampler, SYSTEM_CPU_USAGE) == {(): 1.0}
 
 
+def test_an_interrupt_that_a_driver_raises_ends_no_thread(opened):
+    """In the reader's thread nobody has pressed Ctrl-C: that source is down, and the others are read on."""
+    odd, good = Faulty(), Faulty(row=SYSTEM_MEMORY_USAGE)
+    odd.error = KeyboardInterrupt()
+    sampler = opened({"odd": odd, "good": good}, 0.01)
+    sampler.start()
+    eventually(lambda: odd.readings > 2 and good.readings > 2)
+    assert seen(sampler, SOURCE_UP) == {("odd",): 0.0, ("good",): 1.0}
+
+
+def test_attributes_that_are_changed_are_those_of_the_value(opened):
+    """A source may give one mapping again and again and change it between, from one reading to the next as well."""
+    labels = dict(GPU)
+
+    def source():
+        for number in ("0", "1"):
+            labels["gpu_id"] = number
+            yield Sample(GPU_UTILIZATION, float(number), labels)
+
+    sampler = opened({"gpus": source})
+    for _ in range(3):
+        sampler.sample()
+        assert seen(sampler, GPU_UTILIZATION) == {("0", "H100"): 0.0, ("1", "H100"): 1.0}
+
+
 # --- Samples that cannot be shown --------------------------------------------------------------------------
 
 OWN_ROW = Metric("own.temperature", "gauge", "Cel", "A row of nobody's.", (), "once")
@@ -566,6 +599,42 @@ def test_stop_is_bounded_while_a_source_hangs(opened):
     began = time.monotonic()
     sampler.stop(0.1)
     assert time.monotonic() - began < 5
+
+
+def test_stop_is_bounded_while_a_driver_is_let_go(opened):
+    """A driver that hangs when it is closed does not hold the stop either, and is closed once."""
+
+    class Held(Faulty):
+        closings = 0
+
+        def close(self) -> None:
+            self.closings += 1
+            self.leave.wait(30)
+
+    held = Held()
+    sampler = opened({"held": held})
+    sampler.start()
+    assert sampler.wait(20)
+    began = time.monotonic()
+    sampler.stop(0.1)
+    assert time.monotonic() - began < 5
+    eventually(lambda: held.closings == 1)
+    assert seen(sampler, SYSTEM_CPU_USAGE) == {}
+
+
+def test_a_reading_that_ends_after_the_stop_shows_nothing(opened):
+    """What it gives is older than what is read by whoever goes on."""
+    stuck = Faulty()
+    stuck.hangs = True
+    sampler = opened({"stuck": stuck})
+    sampler.start()
+    eventually(lambda: stuck.readings == 1)
+    sampler.stop(0.1)
+    stuck.recover()
+    eventually(lambda: not our_threads())
+    assert [seen(sampler, row) for row in (SYSTEM_CPU_USAGE, SOURCE_UP, SOURCE_AGE, SOURCE_DURATION)] == [{}] * 4
+    sampler.sample()
+    assert seen(sampler, SYSTEM_CPU_USAGE) == {(): 1.0}
 
 
 def test_a_source_that_hangs_does_not_keep_the_process():

@@ -454,6 +454,7 @@ def test_after_a_shutdown_it_can_be_configured_anew():
     assert said == ""
 
 
+@pytest.mark.stress
 def test_a_shutdown_ends_in_its_time_whatever_hangs():
     """A source, a task, a reader and a scraper that hang do not hold the shutdown beyond its time."""
     hangs = threading.Event()
@@ -482,6 +483,7 @@ def test_a_shutdown_ends_in_its_time_whatever_hangs():
         hangs.set()
 
 
+@pytest.mark.stress
 def test_the_end_of_the_process_is_not_delayed():
     """A process that ends without a word is gone in time, though a source, a task and a scraper hang."""
     said = run("""

@@ -69,6 +69,8 @@ class Sampler:
             self._sources.append(Watched(name, source, Terms(pace_s, self._patience_s, clock, on_dropped, count)))
         self._lifecycle = threading.RLock()
         self._stop = threading.Event()
+        self._end_by = 0.0
+        """Until when who stops waits for the threads, in the time of `time.monotonic`."""
         self._round_done = threading.Event()
         self._keeper: threading.Thread | None = None
         self._reader: _Reader | None = None
@@ -99,17 +101,18 @@ class Sampler:
     def stop(self, timeout_s: float) -> None:
         """End both threads, waiting at most `timeout_s`; one that is stuck in a driver is left behind.
 
-        A source that has a method `close` lets go of its driver then. What was read is not shown any more: who reads
-        next may have counted further meanwhile.
+        A source that has a method `close` lets go of its driver then; where that takes longer it goes on behind. What
+        was read is not shown any more: who reads next may have counted further meanwhile.
         """
         deadline = time.monotonic() + timeout_s
         with self._lifecycle:
             keeper, self._keeper = self._keeper, None
+            self._end_by = deadline
             self._stop.set()
+        if keeper is None:
+            self._close_sources()
         _join(keeper, deadline)
-        _join(self._reader, deadline)
         for source in self._sources:
-            source.close()
             source.forget_readings()
 
     def sample(self) -> None:
@@ -164,6 +167,13 @@ class Sampler:
                 reader = self._new_reader()
         if reader is not None:
             reader.leave.set()
+            _join(reader, self._end_by)
+        # Here, where nobody waits for it: a driver may hang when it is let go, too.
+        self._close_sources()
+
+    def _close_sources(self) -> None:
+        for source in self._sources:
+            source.close()
 
     def _new_reader(self) -> _Reader | None:
         if not self._sources:

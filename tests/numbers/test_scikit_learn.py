@@ -27,6 +27,7 @@ CLOSE = 1e-9
 SEED = 20260401
 
 
+@pytest.mark.stress
 @pytest.mark.filterwarnings("ignore")  # scikit-learn warns of what it cannot score
 def test_every_score_is_scikit_learns():
     """Scores of labels, numbers and probabilities are scikit-learn's, on random answers and on real sets."""

@@ -278,6 +278,7 @@ def test_the_metrics_about_ourselves_may_overflow_as_well(open_provider: OpenPro
     assert sum(count for _, count in provider.totals(OVERFLOW)) >= 12.0
 
 
+@pytest.mark.stress
 def test_what_is_remembered_is_bounded(open_provider: OpenProvider):
     """A hundred thousand sets leave as many series as the cap, and as many remembered forms as fit to it."""
     provider = open_provider(max_series=50)

@@ -111,6 +111,7 @@ def test_histograms_of_all_workers_add_up(open_worker: OpenWorker):
     assert [worker.page() for worker in workers] == [expected] * 2
 
 
+@pytest.mark.stress
 def test_four_workers_with_a_thousand_series_each(open_worker: OpenWorker):
     """A page of many series has of each the sum over the workers."""
     workers = [open_worker() for _ in range(4)]
@@ -133,6 +134,7 @@ def test_four_workers_with_a_thousand_series_each(open_worker: OpenWorker):
     assert all(again[f'h_count{{n="{each}"}}'] == 5.0 for each in range(0, 1_000, 20))
 
 
+@pytest.mark.stress
 def test_a_thousand_deaths_leave_a_bounded_number_of_files(state: Path):
     """However many workers have died, what lies on disk is that of the living, and the total is exact."""
     leader = Worker(state)

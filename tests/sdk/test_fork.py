@@ -380,6 +380,7 @@ def test_a_fork_while_another_thread_holds_a_lock(
     assert list(tmp_path.iterdir()) == [path_of(provider)]
 
 
+@pytest.mark.stress
 def test_forks_while_everything_is_going_on(open_provider: OpenProvider, reader: PageReader, tmp_path: Path, fork: Any):
     """Children forked while threads record, create, scrape and forget all answer, and the parent's totals are exact."""
     provider = open_provider(metric_readers=[reader], ledger=Ledger(Folder(lambda: tmp_path)))

@@ -334,6 +334,7 @@ STEPS = st.lists(
 )
 
 
+@pytest.mark.stress
 @settings(max_examples=60, deadline=None)
 @given(STEPS)
 @example([("record", 0, 3), ("push",), ("record", 1, 4), ("die in the export",), ("record", 1, 2), ("push",)])

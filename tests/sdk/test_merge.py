@@ -51,6 +51,7 @@ def test_terms_of_terms_are_exact(lots: list[list[float]]):
     assert exactly(kept) == exactly([value for lot in lots for value in lot])
 
 
+@pytest.mark.stress
 def test_there_are_few_terms():
     """However many numbers of whatever size are added, the terms are no more than a float's digits allow."""
     random = Random(5)

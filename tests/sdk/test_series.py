@@ -674,6 +674,7 @@ def test_an_overflow_is_counted_without_the_ledgers_lock(open_provider: OpenProv
     }  # fmt: skip
 
 
+@pytest.mark.stress
 def test_a_finaliser_may_record_in_the_middle_of_a_record(open_provider: OpenProvider, recording: str):
     """An object that records as it is collected, wherever that happens, loses nothing and waits for nothing."""
     provider = open_provider(max_series=5000)
@@ -1108,6 +1109,7 @@ def test_nothing_is_lost_while_a_worker_leaves_and_comes_back(
     ]  # fmt: skip
 
 
+@pytest.mark.stress
 @needs_timers
 def test_a_signal_handler_may_record_while_numbers_move(housed: MeterProvider, recording: str):
     """A handler that records anywhere within a move loses nothing and waits for nothing."""
