@@ -129,8 +129,8 @@ GPU_FAN_SPEED = Metric(
 GPU_PCIE_IO = Metric(
     "gpu.pcie.io", "counter", "By", "Bytes sent and received by the GPU over PCIe.",
     (*_GPU, "direction"), values={"direction": DIRECTIONS},
-    note="The driver's own counter has 32 bits and is read every 2 seconds: of more than 2 GB/s in one direction some "
-    "is not seen.",
+    note="Where the driver's counter has 32 bits, which overflow within a second, it is GPM's mean times the time, on "
+    "Hopper and newer; absent on older GPUs then.",
 )
 GPU_PCIE_REPLAYS = Metric(
     "gpu.pcie.replays", "counter", "{replay}", "Packets that had to be sent again over PCIe.", _GPU, "once"

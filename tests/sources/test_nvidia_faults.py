@@ -124,6 +124,7 @@ def test_all_fields_fail_as_one_call(machine):
 def test_what_a_field_counted_before_the_gpu_was_lost_counts(nvml):
     """What one field of a call has grown by is counted though the next one finds the GPU lost."""
     nvml.set_gpus(1)
+    nvml.gpu(0).set("pcie_bits", 64)
     with opened(nvml) as machine:
         machine.read()
         nvml.gpu(0).fail_field(198, pynvml.NVML_ERROR_GPU_IS_LOST)
@@ -329,6 +330,7 @@ def test_a_reloaded_driver_is_opened_again_at_once(machine):
 
 def test_what_was_read_before_the_driver_went_is_counted(machine):
     """Increases that were read before another GPU found the driver gone are given by the reading that follows."""
+    machine.driver.gpu(0).set("pcie_bits", 64)
     machine.read()
     machine.run(5)
     before = machine.totals[series(rows.GPU_PCIE_IO, direction="receive")]

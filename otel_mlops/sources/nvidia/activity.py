@@ -10,6 +10,7 @@ from typing import Any
 
 from otel_mlops.metrics import (
     GPU_DRAM_ACTIVITY,
+    GPU_PCIE_IO,
     GPU_SM_ACTIVE,
     GPU_SM_ACTIVITY,
     GPU_SM_OCCUPANCY,
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 # The numbers are NVML's, and fixed. They stand here because a release of nvidia-ml-py may not know all of them.
 SM_UTIL = 2
 _ROWS = {SM_UTIL: GPU_SM_ACTIVITY, 3: GPU_SM_OCCUPANCY, 5: GPU_TENSOR_ACTIVITY, 10: GPU_DRAM_ACTIVITY}
+_PCIE = {20: "transmit", 21: "receive"}
 _VERSION = 1
 
 _SHORTEST_S = 0.1
@@ -31,6 +33,9 @@ _SHORTEST_S = 0.1
 
 _MOST_PERCENT = 101.0
 """The counters of a sample are not all read at one instant, so that a full unit can come out above 100."""
+
+_MOST_MIB_S = 2.0**20
+"""A terabyte a second: no bus carries that."""
 
 
 class Pair:
@@ -71,15 +76,30 @@ class Pair:
 
         Errors:  Unsupported, Failed, Lost, Gone; Failed too if the driver's value makes no sense.
         """
+        percent = self._value(metric)
+        if percent is None:
+            return None
+        if not 0.0 <= percent <= _MOST_PERCENT:
+            raise Failed(f"metric {metric} of GPM: {percent!r} is no percentage")
+        return min(percent, 100.0) / 100.0
+
+    def bytes_per_s(self, metric: int) -> float | None:
+        """The mean of a metric of GPM that is in MiB/s, in bytes a second; None before there were two fillings.
+
+        Errors:  as `ratio`.
+        """
+        rate = self._value(metric)
+        if rate is not None and not 0.0 <= rate <= _MOST_MIB_S:
+            raise Failed(f"metric {metric} of GPM: {rate!r} is no rate")
+        return None if rate is None else rate * 2**20
+
+    def _value(self, metric: int) -> float | None:
         answer = self._answers.get(metric)
         if answer is None:
             return None
         if answer.nvmlReturn != self._driver.nvml.NVML_SUCCESS:
             raise self._driver.fault(answer.nvmlReturn, f"metric {metric} of GPM")
-        percent = answer.value
-        if not 0.0 <= percent <= _MOST_PERCENT:
-            raise Failed(f"metric {metric} of GPM: {percent!r} is no percentage")
-        return min(float(percent), 100.0) / 100.0
+        return float(answer.value)
 
     def close(self) -> None:
         """Free the samples. What is read afterwards begins anew."""
@@ -134,7 +154,8 @@ class Activity:
 
     Reads:   nvmlGpmQueryDeviceSupport once, nvmlGpmSampleGet and nvmlGpmMetricsGet each time.
     Yields:  GPU_SM_ACTIVITY, GPU_SM_OCCUPANCY, GPU_TENSOR_ACTIVITY and GPU_DRAM_ACTIVITY as means since the last
-             reading, GPU_SM_ACTIVE as the increase since then; at the first reading the increase of 0 alone.
+             reading, GPU_SM_ACTIVE as the increase since then; at the first reading the increase of 0 alone. So too
+             GPU_PCIE_IO, where the driver has no counter of it that is wide enough.
     Absent when: the GPU is older than Hopper, or this process may not read it.
     Errors:  Lost, Gone.
     """
@@ -142,7 +163,7 @@ class Activity:
     def __init__(self, gpu: Gpu, clock: Callable[[], float]) -> None:
         self._gpu = gpu
         self._has_gpm = False
-        self._pair = Pair(gpu.driver, lambda sample: gpu.ask("nvmlGpmSampleGet", sample), _ROWS, clock)
+        self._pair = Pair(gpu.driver, lambda sample: gpu.ask("nvmlGpmSampleGet", sample), (*_ROWS, *_PCIE), clock)
 
     def read(self) -> Iterable[Sample]:
         """Read what happened since the last reading."""
@@ -154,6 +175,7 @@ class Activity:
                     self._has_gpm = True
                 since_s = self._pair.read()
                 samples = [sample for metric, row in _ROWS.items() for sample in self._of(metric, row, since_s)]
+                samples += [sample for metric in _PCIE for sample in self._pcie(metric, since_s)]
         return samples
 
     def close(self) -> None:
@@ -169,6 +191,17 @@ class Activity:
                 samples.append(Sample(row, ratio, gpu.labels))
             if row is GPU_SM_ACTIVITY:
                 samples.append(Sample(GPU_SM_ACTIVE, (ratio or 0.0) * since_s, gpu.labels))
+        return samples
+
+    def _pcie(self, metric: int, since_s: float) -> list[Sample]:
+        """What went over the bus by GPM's mean of it; nothing where the driver counts it itself."""
+        gpu, samples, direction = self._gpu, [], _PCIE[metric]
+        counted = gpu.states.get(f"{GPU_PCIE_IO.name} {direction}")
+        if counted is None or counted.state in ("supported", "failed"):
+            return []
+        with gpu.part(f"{GPU_PCIE_IO.name} {direction} mean"):
+            rate = self._pair.bytes_per_s(metric) or 0.0
+            samples.append(Sample(GPU_PCIE_IO, rate * since_s, {**gpu.labels, "direction": direction}))
         return samples
 
 

@@ -11,7 +11,6 @@ from otel_mlops.sources.nvidia.quantities import Field, Value
 from otel_mlops.sources.watched import Sample
 
 _UNSIGNED_INT = 1
-_WRAPS_AT = 2**32
 
 _ALL = "field values"
 """The part that is the call itself."""
@@ -73,20 +72,12 @@ class Fields:
             raise driver.fault(code, f"field {field.number}")
         raw = getattr(answer.value, value_field(answer.valueType))
         if field.value.row.kind == "counter" and field.value.row.across == "sum":
+            if answer.valueType == _UNSIGNED_INT:
+                raise Unsupported(f"field {field.number}: its 32 bits overflow faster than it can be read")
             before, self._last[field.part] = self._last.get(field.part, raw), raw
-            return field.value.pick(increase(before, raw, wraps=answer.valueType == _UNSIGNED_INT))
+            # One that steps back has begun anew, and nobody knows when: that counts as nothing.
+            return field.value.pick(max(0, raw - before))
         return number_of(field.value, raw)
-
-
-def increase(before: float, now: float, *, wraps: bool) -> float:
-    """Return how much a counter has grown; one that wraps begins at 0 again after 2³² - 1.
-
-    One that steps back without wrapping has begun anew, and nobody knows when: that counts as nothing.
-
-    >>> increase(4294967290, 10, wraps=True)
-    16
-    """
-    return (now - before) % _WRAPS_AT if wraps else max(0, now - before)
 
 
 def number_of(value: Value, answer: Any) -> float | None:

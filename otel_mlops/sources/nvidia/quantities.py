@@ -14,8 +14,8 @@ from otel_mlops.metrics import Metric
 EVERY_S, BUFFERED_S, MEDIUM_S, SLOW_S = 0.0, 2.0, 5.0, 60.0
 """How often something is read, by what it costs: NVML's slow calls hold up the launches of kernels on the same GPU.
 
-Every time what takes about a microsecond; every 2 s what the driver keeps no longer (its power samples go back 2.36 s,
-and its PCIe counters are 32 bits wide); the rest of what changes quickly, about a millisecond each; and all else.
+Every time what takes about a microsecond; every 2 s what the driver keeps no longer (its power samples go back 2.36 s);
+the rest of what changes quickly, about a millisecond each; and all else.
 """
 
 ADA = 8
@@ -170,6 +170,7 @@ _CALLS = (
 )
 
 _FIELDS = (
+    # Before the MEDIUM tier, whose means stand in where these are not wide enough.
     *(Field(BUFFERED_S, f"gpu.pcie.io {direction}", number, Value(rows.GPU_PCIE_IO, labels={"direction": direction}))
       for direction, number in (("transmit", 197), ("receive", 198))),
     Field(MEDIUM_S, "gpu.energy", 83, Value(rows.GPU_ENERGY, _thousandth)),
