@@ -125,7 +125,7 @@ PROCESS_RESIDENT_MEMORY = Metric(
 )
 PROCESS_PROPORTIONAL_MEMORY = Metric(
     "process.proportional.memory", "gauge", "By", "Memory of a worker in RAM, shared pages divided by who shares them.",
-    _WORKER, "once", note="Adds up over workers. Costly to read, so it is read once a minute.",
+    _WORKER, "once", note="Adds up over workers. Costly to read: it is read once a minute, and not past 4 GiB.",
 )
 PROCESS_OPEN_FDS = Metric("process.open.fds", "gauge", "{fd}", "Open file descriptors of a worker.", _WORKER, "once")
 PROCESS_MAX_FDS = Metric(

@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 _PROPORTIONAL_S = 60.0
 """How old the proportional memory of a worker may be before it is read again."""
+_MOST_PROPORTIONAL_BYTES = 4 * 2**30
+"""Past it the reading, 12 ms a gigabyte, would hold a worker that maps memory just then up for too long."""
 
 
 def open_process(
@@ -146,6 +148,8 @@ class _Processes:
         if known is self._due:
             # First: what fails is not tried again at each reading.
             known.proportional, known.proportional_at = None, self._clock()
+            if known.process.memory_info().rss > _MOST_PROPORTIONAL_BYTES:
+                return None
             said = pairs_of(self._root / f"proc/{known.process.pid}/smaps_rollup").get("Pss:")
             if said is not None:
                 known.proportional = 1024.0 * int(said.removesuffix(" kB"))

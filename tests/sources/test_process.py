@@ -405,6 +405,16 @@ def test_proportional_memory_is_read_of_one_worker_a_reading_and_once_a_minute(
     assert proportional() == {"0": 101.0, "1": 201.0}
 
 
+def test_a_large_worker_is_not_held_up(proportional: Proportional, processes: Processes, memory: Memory):
+    """Of a worker with more than 4 GiB in memory there is no proportional memory: reading it would take too long."""
+    processes.there[10]["rss"] = 5 * 2**30
+    proportional()
+    assert proportional() == {"1": 200.0}
+    processes.there[10]["rss"] = 2**30
+    memory.now += MINUTE_S
+    assert proportional() == {"0": 100.0, "1": 200.0}
+
+
 def test_what_is_known_of_a_worker_is_not_its_successors(
     proportional: Proportional, processes: Processes, memory: Memory, pids: dict[str, int]
 ):
