@@ -251,6 +251,7 @@ def serve(order: dict[str, Any]) -> None:
     _say(out, "ready")
     if words.readline() == "go\n":
         telemetry.start()
+        telemetry.page()  # what callbacks say once for all stands there now, for the pages of the workers too
         threading.Thread(target=_beat, args=(out,), name="otel-mlops-beat", daemon=True).start()
         if words.readline() == "end\n":
             telemetry.shutdown()

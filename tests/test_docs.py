@@ -38,10 +38,12 @@ def shapes(text: str) -> set[tuple[str, frozenset[str]]]:
 
 @pytest.fixture
 def unconfigured(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A process that is not configured, whose pages take free ports and set nothing global."""
+    """A process that is not configured, whose pages take free ports, stay here, and set nothing global."""
     monkeypatch.setattr(current, "telemetry", None)
     monkeypatch.setattr("otel_mlops.configure.become_global", lambda _provider: None)
     monkeypatch.setenv("OTEL_EXPORTER_PROMETHEUS_PORT", "0")
+    # In the moment of the hand-over neither the worker nor that process speaks for all.
+    monkeypatch.setenv("OTEL_MLOPS_PAGE_PROCESS", "false")
     yield
     if current.telemetry is not None:
         current.telemetry.shutdown()
