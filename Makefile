@@ -41,14 +41,23 @@ demo: $(VENV)/.with-demo ## a small service with traffic and its page; DEMO_SECO
 bench: $(VENV)/.with-bench ## our cost against the peers', as ratios; BENCH="--quick --json FILE" passes through
 	$(RUN) benchmarks $(BENCH)
 
-servers: ## installs Prometheus with its promtool (Debian and Ubuntu), or says what is missing
-	@missing() { ! command -v prometheus >/dev/null || ! command -v promtool >/dev/null; }; \
-	if missing && command -v apt-get >/dev/null; then \
+servers: ## installs Prometheus with its promtool and a C compiler (Debian and Ubuntu), or says what is missing
+	@lacks_prometheus() { ! command -v prometheus >/dev/null || ! command -v promtool >/dev/null; }; \
+	lacks_compiler() { ! command -v cc >/dev/null && ! command -v gcc >/dev/null && ! command -v clang >/dev/null; }; \
+	packages=; \
+	if lacks_prometheus; then packages="prometheus"; fi; \
+	if lacks_compiler; then packages="$$packages gcc libc6-dev"; fi; \
+	if [ -n "$$packages" ] && command -v apt-get >/dev/null; then \
 		if [ "$$(id -u)" -eq 0 ]; then as_root=; else as_root=sudo; fi; \
 		$$as_root apt-get update -qq && \
-		$$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends prometheus; \
+		$$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends $$packages; \
 	fi; \
-	if missing; then \
+	if lacks_compiler; then \
+		echo "A C compiler must be on the PATH, for the NVIDIA driver that the tests make." >&2; \
+		echo "Debian, Ubuntu: apt-get install gcc libc6-dev. macOS: xcode-select --install." >&2; \
+		exit 1; \
+	fi; \
+	if lacks_prometheus; then \
 		echo "prometheus and promtool must be on the PATH. This machine lacks:" >&2; \
 		for tool in prometheus promtool; do command -v $$tool >/dev/null || echo "  $$tool" >&2; done; \
 		echo "Debian, Ubuntu: apt-get install prometheus. macOS: brew install prometheus." >&2; \
