@@ -258,15 +258,11 @@ def open_sources(settings: Settings, pids: Callable[[], Mapping[str, int]]) -> d
     for name in settings.sources:
         if name == "amd" and not (sys.modules.get("amdsmi") or find_spec("amdsmi")):
             continue  # few have such a GPU: the package is an extra, and where it is missing nothing is wrong
-        try:
-            sources[name] = _open_source(name, settings, pids)
-        except ImportError as error:
-            sources[name] = _missing(str(error))
+        sources[name] = _AtFirstReading(partial(_open_source, name, settings, pids))
     return sources
 
 
 def _open_source(name: str, settings: Settings, pids: Callable[[], Mapping[str, int]]) -> Source:
-    # Each is imported where it is opened: whoever does without it does not pay for its driver.
     match name:
         case "host":
             from otel_mlops.sources.host import open_host
@@ -290,10 +286,21 @@ def _open_source(name: str, settings: Settings, pids: Callable[[], Mapping[str, 
             return open_nvidia(gpus=settings.gpus, pids=pids)
 
 
-def _missing(fault: str) -> Source:
-    """A source whose driver is not installed: it is down, which is said once and stands on the page."""
+class _AtFirstReading:
+    """A source that is opened by its first reading: who never reads, as most workers, does not pay for its driver.
 
-    def read() -> Iterable[Sample]:
-        raise ImportError(fault)
+    Where the driver is not installed each reading raises: the source is down, which is said once.
+    """
 
-    return read
+    def __init__(self, open_: Callable[[], Source]) -> None:
+        self._open = open_
+        self._source: Source | None = None
+
+    def __call__(self) -> Iterable[Sample]:
+        if self._source is None:
+            self._source = self._open()
+        return self._source()
+
+    def close(self) -> None:
+        """Have the source let go of its driver, if it was opened and can."""
+        getattr(self._source, "close", lambda: None)()

@@ -488,13 +488,12 @@ def test_the_end_of_the_process_is_not_delayed():
     """A process that ends without a word is gone in time, though a source, a task and a scraper hang."""
     said = run("""
         import socket, sys, threading, time
-        from otel_mlops import configure_telemetry
-        from otel_mlops.telemetry import Telemetry
-        Telemetry._open_sources = lambda self: {"stuck": lambda: time.sleep(60) or ()}
+        from otel_mlops import configure_telemetry, leading
+        reading, running = threading.Event(), threading.Event()
+        leading.open_sources = lambda *_: {"stuck": lambda: (reading.set(), time.sleep(60))}
         telemetry = configure_telemetry(port=0)
-        running = threading.Event()
         telemetry.schedule_task(lambda: (running.set(), time.sleep(60)), 3600, "stuck")
-        assert running.wait(10)
+        assert running.wait(10) and reading.wait(10)
         client = socket.create_connection(("127.0.0.1", telemetry._leading.server.port))
         print(time.time())
     """)

@@ -576,7 +576,8 @@ def test_an_amdsmi_that_is_imported_already_is_taken(monkeypatch: pytest.MonkeyP
 @needs_package
 def test_it_is_among_the_sources():
     """With amdsmi it is opened by its name, with the GPUs that the settings want."""
-    source = open_sources(Settings(sources=("amd",), gpus="all"), dict)["amd"]
+    opened_when_read: Any = open_sources(Settings(sources=("amd",), gpus="all"), dict)["amd"]
+    source = opened_when_read._open()
     assert isinstance(source, amd.Amd)
     assert source._shows_all
 
