@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from otel_mlops.sdk.bounded import call_within
+from otel_mlops.sdk.files import identity
 from otel_mlops.settings import Settings
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ class PageProcess:
 
     def _live(self, stopping: threading.Event) -> None:
         """Run the process until it ends, or is of no use any more."""
-        end, lead = "was not ready in time", self._lead()
+        end, lead = "was not ready in time", identity(self._group.lead_file)
         try:
             with self._open() as process:
                 self._process = process
@@ -192,17 +193,10 @@ class PageProcess:
             if word is not None:
                 self._reported = False
             silences = 0 if word is not None else silences + 1
-            if self._lead() != lead or not self._sees_all():
+            # Another file is the lead when somebody has removed the group's folder.
+            if identity(self._group.lead_file) != lead or not self._sees_all():
                 return "cannot see the numbers of this worker"
         return f"has said nothing for {_MOST_SILENCES * _BEAT_S:.0f} s"
-
-    def _lead(self) -> tuple[int, int] | None:
-        """Which file is the lead: another one when somebody has removed the group's folder."""
-        try:
-            status = os.fstat(self._group.lead_file)
-        except OSError:
-            return None
-        return status.st_dev, status.st_ino
 
     def _open(self) -> subprocess.Popen[bytes]:
         listener = self._server.listener

@@ -87,6 +87,7 @@ def check_gpu(settings: Settings) -> Checked:
     import pynvml
 
     from otel_mlops.sources.nvidia import survey
+    from otel_mlops.sources.nvidia.driver import code_of
     from otel_mlops.sources.nvidia.visible import VISIBLE_DEVICES
 
     try:
@@ -94,8 +95,7 @@ def check_gpu(settings: Settings) -> Checked:
     except TimeoutError as error:
         yield "note", f"none can be read: the NVIDIA driver gave {error}"
     except Exception as error:
-        code = getattr(error.__cause__, "value", None)
-        if code == pynvml.NVML_ERROR_LIBRARY_NOT_FOUND:
+        if code_of(error) == pynvml.NVML_ERROR_LIBRARY_NOT_FOUND:
             yield "note", "none: there is no NVIDIA driver here"
         else:
             yield "note", f"none can be read: the NVIDIA driver says {error}"

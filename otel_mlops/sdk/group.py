@@ -158,8 +158,7 @@ class Group:
             found = (self.folder / name).lstat()
         except FileNotFoundError:
             return False
-        mine = os.fstat(file)
-        return (found.st_dev, found.st_ino) == (mine.st_dev, mine.st_ino)
+        return (found.st_dev, found.st_ino) == identity(file)
 
     def _clear(self, *, all_of_it: bool) -> None:
         """Remove what nobody needs; the door is held, so whatever is not finished never will be."""

@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeAlias
 
 from otel_mlops import metrics as rows
 from otel_mlops.metrics import Metric
+from otel_mlops.sources.backoff import Backoff
 from otel_mlops.sources.watched import Absent, Sample
 
 logger = logging.getLogger(__name__)
@@ -26,7 +27,6 @@ logger = logging.getLogger(__name__)
 _MEDIUM_S, _SLOW_S = 5.0, 60.0
 _FORGET_UNSUPPORTED_S = 300.0
 _TRY_LOST_AFTER_S = 10.0
-_OPEN_AFTER_S, _OPEN_AFTER_AT_MOST_S = 1.0, 60.0
 
 _LIBRARY = "libamd_smi.so"
 _VISIBLE = ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
@@ -142,8 +142,8 @@ class Amd:
         self._amdsmi: Any = None
         self._gpus: list[_Gpu] = []  # those that are shown; none while amdsmi is not open
         self._known: dict[int, _Gpu] = {}  # all that there are or were
-        self._open_at, self._wait_s = -math.inf, _OPEN_AFTER_S
-        self._meanwhile: Exception | list[Sample] = []  # what a reading gives until then
+        self._backoff = Backoff(clock)
+        self._meanwhile: Exception | list[Sample] = []  # what a reading gives until that is over
 
     def __call__(self) -> list[Sample]:
         """Read what is due.
@@ -151,7 +151,7 @@ class Amd:
         Errors:  Absent; what amdsmi raised, while it cannot be opened.
         """
         if not self._gpus:
-            if self._clock() < self._open_at:
+            if not self._backoff.is_over:
                 if isinstance(self._meanwhile, Exception):
                     raise self._meanwhile.with_traceback(None)
                 return self._meanwhile
@@ -165,7 +165,7 @@ class Amd:
             # The driver may have been loaded anew: its GPUs are found when it is opened again.
             self._give_up(samples)
         else:
-            self._wait_s = _OPEN_AFTER_S
+            self._backoff.reset()
         return samples
 
     def _open(self) -> list[_Gpu]:
@@ -203,8 +203,7 @@ class Amd:
     def _give_up(self, meanwhile: Exception | list[Sample]) -> None:
         """Close amdsmi, if its GPUs were read, and wait before it is opened again."""
         self._meanwhile = meanwhile
-        self._open_at = self._clock() + self._wait_s
-        self._wait_s = min(_OPEN_AFTER_AT_MOST_S, 2 * self._wait_s)
+        self._backoff.fail()
         if self._gpus:
             self._gpus = []
             try:

@@ -20,6 +20,11 @@ DECLARED = {row.name: row for row in CATALOGUE}
 """The rows that samples may be of."""
 
 
+def is_increase(row: Metric) -> bool:
+    """Return whether a sample of a row is an increase since the last reading, see `Sample`."""
+    return row.kind == "counter" and row.across == "sum"
+
+
 class Sample(NamedTuple):
     """One value that a source has read.
 
@@ -240,7 +245,7 @@ class _Labels:
     def __init__(self, row: Metric, given: Mapping[str, Any]) -> None:
         self._held = row, given  # as long as they are held no other objects have their ids
         self.plain: dict[str, str] = dict(given)
-        self.is_increase = row.kind == "counter" and row.across == "sum"
+        self.is_increase = is_increase(row)
         self.fault: str | None = None
         if DECLARED.get(row.name) is not row:
             self.fault = "undeclared"

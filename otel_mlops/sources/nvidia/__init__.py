@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, Literal
 
+from otel_mlops.sources.backoff import Backoff
 from otel_mlops.sources.nvidia.device import Pids, Watch, World
-from otel_mlops.sources.nvidia.driver import FAULTS, Backoff, Driver, Gone
+from otel_mlops.sources.nvidia.driver import FAULTS, Driver, Gone, code_of
 from otel_mlops.sources.nvidia.events import XidEvents
 from otel_mlops.sources.nvidia.session import Session
 from otel_mlops.sources.nvidia.survey import Finding, survey
@@ -153,7 +154,7 @@ class Nvidia:
         try:
             session = self._session = Session(driver, world)
         except FAULTS as fault:
-            missing = getattr(fault.__cause__, "value", None) == self._nvml.NVML_ERROR_LIBRARY_NOT_FOUND
+            missing = code_of(fault) == self._nvml.NVML_ERROR_LIBRARY_NOT_FOUND
             if missing and not self._was_there:
                 absence = Absent(f"no NVIDIA driver is here ({fault})")
                 self._give_up(absence)

@@ -13,16 +13,17 @@ from functools import partial
 from typing import Any, Protocol
 
 from otel_mlops.metrics import GPU_INFO, GPU_PROCESS_MEMORY, GPU_READ_ERRORS, GPU_UP
+from otel_mlops.sources.backoff import Backoff
 from otel_mlops.sources.nvidia import quantities
 from otel_mlops.sources.nvidia.activity import Activity
-from otel_mlops.sources.nvidia.driver import Backoff, Driver, Failed, Gone, Gpu, Lost, Unsupported
+from otel_mlops.sources.nvidia.driver import Driver, Failed, Gone, Gpu, Lost, Unsupported
 from otel_mlops.sources.nvidia.events import XidEvents
 from otel_mlops.sources.nvidia.fields import Fields, labels_of, number_of
 from otel_mlops.sources.nvidia.mig import Instances
 from otel_mlops.sources.nvidia.quantities import BUFFERED_S, EVERY_S, MEDIUM_S, SLOW_S, Call
 from otel_mlops.sources.nvidia.samples import Samples
 from otel_mlops.sources.nvidia.visible import Identity
-from otel_mlops.sources.watched import Sample
+from otel_mlops.sources.watched import Sample, is_increase
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class Increases:
         """Keep those that are increases, and return the others."""
         others = []
         for sample in samples:
-            if sample.metric.kind == "counter" and sample.metric.across == "sum":
+            if is_increase(sample.metric):
                 series = (sample.metric.name, frozenset(sample.attributes.items()))
                 kept = self._sums.get(series)
                 self._sums[series] = sample if kept is None else sample._replace(value=kept.value + sample.value)

@@ -15,8 +15,6 @@ logger = logging.getLogger(__name__)
 _FORGET_UNSUPPORTED_S = 300.0
 """A part that a GPU did not support is tried again after this time: permissions and MIG modes change."""
 
-_SHORTEST_S, _LONGEST_S = 1.0, 60.0
-
 _TYPES = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")
 """In the order of NVML's numbers for the types; a release of nvidia-ml-py may not know all of them."""
 
@@ -235,32 +233,6 @@ class Gpu:
         return sorted(name for name in self._unsupported_until if not self.supports(name))
 
 
-class Backoff:
-    """When something that failed is tried again: after 1 s, then twice as long each time, at most 60 s."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._wait_s = _SHORTEST_S
-        self._due_at: float | None = None
-        self.failures = 0
-        """How often it has failed since it last worked."""
-
-    def fail(self) -> None:
-        """Note a failure and wait."""
-        self.failures += 1
-        self._due_at = self._clock() + self._wait_s
-        self._wait_s = min(_LONGEST_S, 2 * self._wait_s)
-
-    def reset(self) -> None:
-        """Note that it works: the next failure is the first."""
-        self._wait_s, self._due_at, self.failures = _SHORTEST_S, None, 0
-
-    @property
-    def is_over(self) -> bool:
-        """Whether it is time to try."""
-        return self._due_at is None or self._clock() >= self._due_at
-
-
 def value_field(value_type: int) -> str:
     """Return where in a value of NVML's the number lies, by the number that NVML has for its type.
 
@@ -272,6 +244,11 @@ def value_field(value_type: int) -> str:
     if not 0 <= value_type < len(_TYPES):
         raise Failed(f"a value of the unknown type {value_type}")
     return _TYPES[value_type]
+
+
+def code_of(failure: Exception) -> int | None:
+    """Return NVML's return code behind a failure; None if NVML has not failed."""
+    return getattr(failure.__cause__, "value", None)
 
 
 def error_name(failure: Exception) -> str:

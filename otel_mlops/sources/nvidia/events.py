@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from otel_mlops.metrics import GPU_XID_ERRORS, GPU_XID_LAST_TIMESTAMP
-from otel_mlops.sources.nvidia.driver import Driver, Failed, Gone, Gpu, Lost, Unsupported
+from otel_mlops.sources.nvidia.driver import Driver, Failed, Gone, Gpu, Lost, Unsupported, code_of
 from otel_mlops.sources.watched import Sample
 
 logger = logging.getLogger(__name__)
@@ -193,7 +193,7 @@ class XidEvents:
         try:
             event = visit.ask("nvmlEventSetWait_v2", events, visit.wait_ms)
         except Failed as failure:
-            if getattr(failure.__cause__, "value", None) != nvml.NVML_ERROR_TIMEOUT:
+            if code_of(failure) != nvml.NVML_ERROR_TIMEOUT:
                 raise
             visit.wait_ms = min(self._longest_ms, 2 * visit.wait_ms)
             event = None

@@ -8,7 +8,7 @@ from typing import Any
 
 from otel_mlops.sources.nvidia.driver import Gpu, Unsupported, value_field
 from otel_mlops.sources.nvidia.quantities import Field, Value
-from otel_mlops.sources.watched import Sample
+from otel_mlops.sources.watched import Sample, is_increase
 
 _UNSIGNED_INT = 1
 
@@ -71,7 +71,7 @@ class Fields:
         if code != driver.nvml.NVML_SUCCESS:
             raise driver.fault(code, f"field {field.number}")
         raw = getattr(answer.value, value_field(answer.valueType))
-        if field.value.row.kind == "counter" and field.value.row.across == "sum":
+        if is_increase(field.value.row):
             if answer.valueType == _UNSIGNED_INT:
                 raise Unsupported(f"field {field.number}: its 32 bits overflow faster than it can be read")
             before, self._last[field.part] = self._last.get(field.part, raw), raw

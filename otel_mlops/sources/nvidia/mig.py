@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from otel_mlops.metrics import GPU_MIG_INFO, GPU_MIG_MEMORY_TOTAL, GPU_MIG_MEMORY_USED, GPU_MIG_SM_ACTIVITY
 from otel_mlops.sources.nvidia.activity import SM_UTIL, Pair, require_gpm
-from otel_mlops.sources.nvidia.driver import Failed, Gone, Gpu, Lost, Unsupported
+from otel_mlops.sources.nvidia.driver import Failed, Gone, Gpu, Lost, Unsupported, code_of
 from otel_mlops.sources.watched import Sample
 
 _LIST_EVERY_S = 60.0
@@ -119,7 +119,7 @@ class Instances:
         try:
             handle = gpu.ask("nvmlDeviceGetMigDeviceHandleByIndex", index)
         except Failed as failure:
-            if getattr(failure.__cause__, "value", None) == driver.nvml.NVML_ERROR_NOT_FOUND:
+            if code_of(failure) == driver.nvml.NVML_ERROR_NOT_FOUND:
                 return
             raise
         uuid = driver.ask("nvmlDeviceGetUUID", handle)

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from otel_mlops.metrics import GPU_BUSY, GPU_MEMORY_BUSY, GPU_POWER_PEAK
-from otel_mlops.sources.nvidia.driver import Failed, Gpu, value_field
+from otel_mlops.sources.nvidia.driver import Failed, Gpu, code_of, value_field
 from otel_mlops.sources.watched import Sample
 
 _PEAK_WINDOW_S = 60.0
@@ -128,7 +128,7 @@ class _Buffer:
         try:
             value_type, samples = self._gpu.ask("nvmlDeviceGetSamples", getattr(nvml, self._kind), 0)
         except Failed as failure:
-            if getattr(failure.__cause__, "value", None) == nvml.NVML_ERROR_NOT_FOUND:
+            if code_of(failure) == nvml.NVML_ERROR_NOT_FOUND:
                 return "", ()
             raise
         return value_field(value_type), samples
