@@ -39,12 +39,11 @@ _FIRST_READING_S = 0.5
 _OBSERVED = tuple(row for row in rows.CATALOGUE if row.across == "once" and row is not rows.PAGE_SERIES)
 """The rows that a source reads, those about the sources themselves, and those about the group."""
 
-_PACES_S = {"nvidia": 1.0, "amd": 1.0}
+_GPUS = ("nvidia", "amd")
+"""Not opened in a worker, which may compute on them, while the process of the page is on its way."""
+
+_PACES_S = dict.fromkeys(_GPUS, 1.0)
 """Sources that know better than the settings how often they are to be read; what is costly they read less often."""
-
-
-_LEFT_TO_THE_PAGE = ("nvidia", "amd")
-"""What is not opened in a worker, which may compute on the GPU, while the process of the page is on its way."""
 
 
 class Leading:
@@ -108,7 +107,7 @@ class Leading:
         if self._page_process is None:
             self.start()
         else:
-            self._serve_and_read(without=_LEFT_TO_THE_PAGE)
+            self._serve_and_read(without=_GPUS)
             self._page_process.start()
 
     def end(self, timeout_s: float) -> None:
@@ -256,10 +255,15 @@ def open_sources(settings: Settings, pids: Callable[[], Mapping[str, int]]) -> d
     if settings.disabled or not settings.start_monitoring:
         return sources
     for name in settings.sources:
-        if name == "amd" and not (sys.modules.get("amdsmi") or find_spec("amdsmi")):
-            continue  # few have such a GPU: the package is an extra, and where it is missing nothing is wrong
+        if name == "amd" and not has_amdsmi():
+            continue  # few have such a GPU: where the package is missing nothing is wrong
         sources[name] = _AtFirstReading(partial(_open_source, name, settings, pids))
     return sources
+
+
+def has_amdsmi() -> bool:
+    """Say whether ROCm's package, which is an extra, is installed; it is not imported."""
+    return bool(sys.modules.get("amdsmi") or find_spec("amdsmi"))
 
 
 def _open_source(name: str, settings: Settings, pids: Callable[[], Mapping[str, int]]) -> Source:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterable, Mapping
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from otel_mlops import metrics as rows
@@ -113,10 +111,11 @@ def check_gpu(settings: Settings) -> Checked:
 
 def check_amd(settings: Settings, load: Callable[[], Any] | None = None) -> Checked:
     """What can be read of AMD's GPUs, where ROCm's package is installed; `load` gives it."""
+    from otel_mlops.leading import has_amdsmi
     from otel_mlops.sources.amd import open_amd
     from otel_mlops.sources.sampler import Absent
 
-    if not (load or sys.modules.get("amdsmi") or find_spec("amdsmi")):
+    if load is None and not has_amdsmi():
         yield "note", "not looked for: pip install 'otel-mlops[amd]' where ROCm is"
         return
     try:
