@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
 
 import pytest
 
@@ -13,17 +13,11 @@ from otel_mlops.daily import Daily
 from otel_mlops.metrics import DAILY_PREDICTIONS, PREDICTIONS
 from otel_mlops.sdk.provider import MeterProvider
 from otel_mlops.testing import collect, fresh_telemetry
+from tests import waiting
 
 PATIENCE_S = 10.0
+eventually = partial(waiting.eventually, within_s=PATIENCE_S)
 MIDNIGHT_S = datetime(2024, 3, 1, tzinfo=UTC).timestamp()
-
-
-def eventually(holds: Callable[[], object]) -> None:
-    """Wait until a condition holds, or fail."""
-    until = time.monotonic() + PATIENCE_S
-    while not holds():
-        assert time.monotonic() < until, "the condition did not come to hold in time"
-        time.sleep(0.005)
 
 
 @pytest.fixture

@@ -10,9 +10,7 @@ import socket
 import subprocess
 import sys
 import textwrap
-import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,16 +26,9 @@ from otel_mlops.demo.readings import Reading, Window
 from otel_mlops.demo.screen import Lines, Table, open_screen
 from otel_mlops.demo.show import Ending
 from otel_mlops.demo.traffic import Question, Traffic, ask
+from tests.waiting import eventually
 
 WAIT_S = 20.0
-
-
-def until(is_so: Callable[[], object]) -> None:
-    """Wait for a condition, no longer than a bound."""
-    deadline = time.monotonic() + WAIT_S
-    while not is_so():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.02)
 
 
 def is_gone(pid: int) -> bool:
@@ -233,7 +224,7 @@ def test_questions_without_an_answer_are_counted():
         nobody.bind(("127.0.0.1", 0))
         traffic = Traffic(f"http://127.0.0.1:{nobody.getsockname()[1]}", rate=400.0, seed=1)
         traffic.start()
-        until(lambda: traffic.unanswered >= 3)
+        eventually(lambda: traffic.unanswered >= 3)
         traffic.stop(WAIT_S)
     unanswered = traffic.unanswered
     assert not any(thread.is_alive() for thread in traffic._threads)
@@ -247,19 +238,19 @@ def test_questions_without_an_answer_are_counted():
 def test_a_program_is_stopped_with_all_that_it_started():
     """After the stop neither the program nor its child lives."""
     program = Program(["/bin/sh", "-c", "sleep 600 & echo $!; wait"], os.environ)
-    until(lambda: program.said(1))
+    eventually(lambda: program.said(1))
     child = int(program.said(1)[0])
     assert not program.has_ended()
     program.stop()
     assert program.has_ended()
-    until(lambda: is_gone(child))
+    eventually(lambda: is_gone(child))
 
 
 def test_a_program_that_does_not_listen_is_killed(monkeypatch: pytest.MonkeyPatch):
     """A program that ignores SIGTERM is killed after the time that it is given."""
     monkeypatch.setattr(processes, "_STOP_TIMEOUT_S", 0.2)
     program = Program(["/bin/sh", "-c", "trap '' TERM; echo deaf; while :; do sleep 0.1; done"], os.environ)
-    until(lambda: program.said(1))
+    eventually(lambda: program.said(1))
     program.stop()
     assert program.has_ended()
 
@@ -267,7 +258,7 @@ def test_a_program_that_does_not_listen_is_killed(monkeypatch: pytest.MonkeyPatc
 def test_a_program_that_ended_is_known_with_its_last_words():
     """What a program wrote is kept, bounded, after it has ended."""
     program = Program(["/bin/sh", "-c", "seq 1000; echo no luck >&2; exit 3"], os.environ)
-    until(program.has_ended)
+    eventually(program.has_ended)
     assert program.said(2) == ["1000", "no luck"]
     assert len(program.said(10_000)) == 200
     program.stop()
@@ -292,8 +283,8 @@ def test_a_program_ends_when_its_owner_is_killed():
         assert not is_gone(pid)
         owner.kill()
         owner.wait()
-    until(lambda: is_gone(pid))
-    until(lambda: not [each for each in psutil.process_iter() if _group(each.pid) == pid])
+    eventually(lambda: is_gone(pid))
+    eventually(lambda: not [each for each in psutil.process_iter() if _group(each.pid) == pid])
 
 
 def _group(pid: int) -> int:

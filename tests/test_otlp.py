@@ -12,7 +12,6 @@ import signal
 import socket
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -41,6 +40,7 @@ from otel_mlops.sdk.ledger import Ledger
 from otel_mlops.sdk.provider import MeterProvider
 from otel_mlops.settings import Settings
 from otel_mlops.testing import fresh_telemetry
+from tests.waiting import eventually
 
 DELTA = AggregationTemporality.AGGREGATION_TEMPORALITY_DELTA
 CUMULATIVE = AggregationTemporality.AGGREGATION_TEMPORALITY_CUMULATIVE
@@ -195,14 +195,6 @@ def closed_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    """Wait for something that must happen."""
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen within 10 s"
-        time.sleep(0.005)
 
 
 def said(caplog: pytest.LogCaptureFixture, level: int = logging.INFO) -> list[str]:
@@ -406,7 +398,7 @@ class TestGroup:
         assert not worker.kept.exists()
 
         collector.released.set()
-        wait_until(worker.kept.exists)
+        eventually(worker.kept.exists, within_s=10.0)
 
     def test_what_a_failed_export_held_is_not_pushed_by_the_next_leader(
         self, collector: Collector, open_worker, monkeypatch
@@ -681,7 +673,7 @@ class TestFaults:
             raise RuntimeError("no memory")
 
         provider.reader._set_collect_callback(faulty)
-        wait_until(lambda: failures)
+        eventually(lambda: failures, within_s=10.0)
         while not collector.requests.empty():
             collector.requests.get()
 
@@ -989,7 +981,7 @@ def test_one_of_two_workers_pushes_for_both_under_one_name(collector: Collector,
             telemetry.record_error("ValueError", "/predict")
         one.stop()
         ends = [collector.requests.get(timeout=10)]
-        wait_until(lambda: two._member.leads)
+        eventually(lambda: two._member.leads, within_s=10.0)
         two.stop()
         ends.append(collector.requests.get(timeout=10))
 

@@ -13,7 +13,6 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +26,7 @@ from otel_mlops.sdk.group import MIDNIGHT
 from otel_mlops.settings import Settings
 from otel_mlops.telemetry import Telemetry
 from tests.test_otlp import Collector
+from tests.waiting import eventually
 
 PATIENCE_S = 20.0
 LOGGER = "otel_mlops.page_process"
@@ -38,14 +38,6 @@ SERVES = f"{READY}; import os, threading; {BEATS}; sys.stdin.readline(); os._exi
 SILENT = f"{READY}; time.sleep(3600)"
 NEVER_READY = "time.sleep(3600)"
 ENDS = "sys.exit(3)"
-
-
-def eventually(holds: Callable[[], object]) -> None:
-    """Wait until a condition holds, or fail."""
-    end = time.monotonic() + PATIENCE_S
-    while not holds():
-        assert time.monotonic() < end, "the condition did not come to hold in time"
-        time.sleep(0.005)
 
 
 class Worker:

@@ -12,8 +12,8 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -36,10 +36,12 @@ from otel_mlops.sources.host import open_host
 from otel_mlops.sources.sampler import Sample
 from otel_mlops.telemetry import Telemetry
 from otel_mlops.testing import Samples, collect, fresh_telemetry
+from tests import waiting
 from tests.asgi import Socket, ask, serving
 
 REQUIRED = Path(__file__).parent / "required_metrics.md"
 PATIENCE_S = 10.0
+eventually = partial(waiting.eventually, within_s=PATIENCE_S)
 
 SPECIFICATION = """
 from otel_mlops import configure_telemetry, get_telemetry, initialize_metrics, get_metrics
@@ -119,14 +121,6 @@ def machine():
     yield Sample(SYSTEM_DISK_USAGE, 2e10, {"mount_point": "/"})
     yield Sample(SYSTEM_DISK_TOTAL, 1e11, {"mount_point": "/"})
     yield Sample(HARDWARE_TEMPERATURE, 41.5, {"component": "coretemp/Core 0"})
-
-
-def eventually(holds: Callable[[], object]) -> None:
-    """Wait until a condition holds, or fail."""
-    until = time.monotonic() + PATIENCE_S
-    while not holds():
-        assert time.monotonic() < until, "the condition did not come to hold in time"
-        time.sleep(0.005)
 
 
 def required() -> dict[str, tuple[str, list[str]]]:

@@ -12,9 +12,9 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from http.client import HTTPConnection
 
 import pytest
@@ -24,10 +24,12 @@ from otel_mlops.sdk.page import Page
 from otel_mlops.sdk.server import PageServer
 from otel_mlops.sdk.text import OPENMETRICS, TEXT
 from otel_mlops.testing import fresh_telemetry
+from tests import waiting
 
 SMALL = Page(b"up 1\n", TEXT)
 LARGE = Page(b"".join(b'requests_total{endpoint="/%d"} %d\n' % (i, i) for i in range(500)), TEXT)
 PATIENCE_S = 10.0
+eventually = partial(waiting.eventually, within_s=PATIENCE_S)
 PROMETHEUS_2 = (
     "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,"
     "text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
@@ -56,14 +58,6 @@ def giving(page):
         return page
 
     return make
-
-
-def eventually(holds: Callable[[], object], patience_s: float = PATIENCE_S) -> None:
-    """Wait until a condition holds, or fail."""
-    until = time.monotonic() + patience_s
-    while not holds():
-        assert time.monotonic() < until, "the condition did not come to hold in time"
-        time.sleep(0.005)
 
 
 @contextmanager
@@ -396,7 +390,7 @@ def test_a_client_that_reads_nothing_is_sent_away(monkeypatch):
     with serving(page) as page_server, connect(page_server) as connection:
         connection.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
         eventually(lambda: request_threads() == 1)
-        eventually(lambda: request_threads() == 0, patience_s=3.0)
+        eventually(lambda: request_threads() == 0, within_s=3.0)
 
 
 def test_idle_connections_do_not_keep_a_scraper_out():

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -17,19 +18,13 @@ from opentelemetry.metrics import Observation
 from otel_mlops.metrics import ERRORS, PREDICTIONS
 from otel_mlops.sdk import member
 from otel_mlops.testing import Samples, collect, fresh_telemetry
+from tests import waiting
 
 PATIENCE_S = 10.0
+eventually = partial(waiting.eventually, within_s=PATIENCE_S)
 MIDNIGHT_S = 86_400.0 * 20_000
 
 Join = Callable[..., Any]
-
-
-def eventually(holds: Callable[[], object]) -> None:
-    """Wait until a condition holds, or fail."""
-    until = time.monotonic() + PATIENCE_S
-    while not holds():
-        assert time.monotonic() < until, "the condition did not come to hold in time"
-        time.sleep(0.01)
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 
 import pytest
 from opentelemetry.metrics import CallbackOptions
@@ -28,18 +27,11 @@ from otel_mlops.metrics import (
     Metric,
 )
 from otel_mlops.sources.sampler import Absent, Sample, Sampler
+from tests.waiting import eventually
 
 SELDOM_S = 3600.0
 DAY_S = 86_400
 GPU = {"gpu_id": "0", "gpu_name": "H100"}
-
-
-def eventually(condition: Callable[[], object], within_s: float = 20.0) -> None:
-    """Wait until a condition holds."""
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true in time"
-        time.sleep(0.005)
 
 
 class Clock:

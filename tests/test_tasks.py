@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 
 import pytest
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
@@ -18,17 +17,10 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from otel_mlops.metrics import SCHEDULED_TASK_DURATION, SCHEDULED_TASK_RUNS
 from otel_mlops.sdk.provider import MeterProvider
 from otel_mlops.tasks import Tasks
+from tests.waiting import eventually
 
 SELDOM_S = 3600
 OFTEN_S = 0.02
-
-
-def eventually(condition: Callable[[], object], within_s: float = 20.0) -> None:
-    """Wait until a condition holds."""
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true in time"
-        time.sleep(0.005)
 
 
 def our_threads() -> list[str]:

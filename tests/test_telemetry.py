@@ -18,7 +18,7 @@ import textwrap
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Iterator, Sized
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -42,18 +42,12 @@ from otel_mlops.metrics import ERRORS, MODEL_STATES, PREDICTIONS
 from otel_mlops.settings import Settings
 from otel_mlops.telemetry import Telemetry
 from otel_mlops.testing import collect, fresh_telemetry
+from tests import waiting
 from tests.asgi import ask, serving
 
 PATIENCE_S = 10.0
+eventually = partial(waiting.eventually, within_s=PATIENCE_S)
 PRIVATE = {"start_server": False, "start_monitoring": False, "set_global": False, "service_name": "test"}
-
-
-def eventually(holds: Callable[[], object]) -> None:
-    """Wait until a condition holds, or fail."""
-    until = time.monotonic() + PATIENCE_S
-    while not holds():
-        assert time.monotonic() < until, "the condition did not come to hold in time"
-        time.sleep(0.005)
 
 
 def run(script: str, *arguments: str, **environment: str) -> str:

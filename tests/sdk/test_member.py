@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +24,13 @@ from otel_mlops.sdk.ledger import Ledger
 from otel_mlops.sdk.member import Member
 from otel_mlops.sdk.provider import MeterProvider
 from otel_mlops.sdk.records import LEADS
+from tests import waiting
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork: run this on Linux or macOS")
 
 A_LONG_TIME_S = 30.0
+eventually = partial(waiting.eventually, within_s=A_LONG_TIME_S)
 NEVER_S = 1e6
-
-
-def wait_until(holds: Callable[[], Any]) -> None:
-    """Wait until something holds; it must within a long time."""
-    deadline = time.monotonic() + A_LONG_TIME_S
-    while not holds():
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.002)
 
 
 class Worker:
@@ -151,13 +146,13 @@ def test_the_second_stands_by_and_takes_over(hire: Callable[..., Worker]):
     for each in (first, second):
         each.join()
         each.member.start()
-    wait_until(lambda: second.member._tidy_at > time.monotonic())
+    eventually(lambda: second.member._tidy_at > time.monotonic())
     assert (first.calls, second.calls) == (["lead"], [])
     first.member.stop(A_LONG_TIME_S)
     first.provider.leave()
     assert second.calls == []
     first.member.give_up()
-    wait_until(lambda: second.calls)
+    eventually(lambda: second.calls)
     assert (second.calls, second.member.leads) == (["lead"], True)
 
 
@@ -178,8 +173,8 @@ def test_a_killed_leader_is_followed_by_who_stands_by(hire: Callable[..., Worker
         finally:
             other.send_signal(signal.SIGKILL)
             other.wait(A_LONG_TIME_S)
-        wait_until(lambda: worker.calls == ["lead"])
-        wait_until(lambda: worker.group is not None and len(worker.group.ledgers()) == 1)
+        eventually(lambda: worker.calls == ["lead"])
+        eventually(lambda: worker.group is not None and len(worker.group.ledgers()) == 1)
     _, shares = worker.provider.everyone.shares()
     assert sum(series.read()[0] for share in shares if share.stream.name == "c" for series in share.series) == 6.0
 
@@ -200,16 +195,16 @@ def test_who_does_not_lead_folds_nothing(hire: Callable[..., Worker], tmp_path: 
         assert leader.try_to_lead()
         settled = watch(worker.provider, "settle")
         worker.member.start()
-        wait_until(lambda: len(settled) >= 3)
+        eventually(lambda: len(settled) >= 3)
         assert len(leader.ledgers()) == 2
         worker.retires = False
         leader.give_up_lead()
-        wait_until(lambda: worker.member.leads)
+        eventually(lambda: worker.member.leads)
         settled.clear()
-        wait_until(lambda: len(settled) >= 3)
+        eventually(lambda: len(settled) >= 3)
         assert len(leader.ledgers()) == 2, "its page process does it"
         worker.retires = True
-        wait_until(lambda: len(leader.ledgers()) == 1)
+        eventually(lambda: len(leader.ledgers()) == 1)
 
 
 def watch(owner: Any, name: str) -> list[Any]:
@@ -233,9 +228,9 @@ def test_who_loses_its_folder_leads_again_in_the_next(hire: Callable[..., Worker
     assert worker.group is not None
     before = worker.provider.ledger.path
     shutil.rmtree(worker.group.folder)
-    wait_until(lambda: worker.provider.ledger.path not in (None, before))
+    eventually(lambda: worker.provider.ledger.path not in (None, before))
     worker.join()
-    wait_until(lambda: worker.member.leads and (worker.group.folder / "lead").exists())
+    eventually(lambda: worker.member.leads and (worker.group.folder / "lead").exists())
     assert worker.calls == ["lead"]
     assert not Group("house", worker.group.folder.parent.parent).try_to_lead()
     second = hire()
@@ -255,11 +250,11 @@ def test_who_finds_another_leading_stops_to_lead(hire: Callable[..., Worker], tm
         lead.unlink(missing_ok=True)
         return other.try_to_lead()
 
-    wait_until(is_taken)
-    wait_until(lambda: worker.calls == ["lead", "lost"])
+    eventually(is_taken)
+    eventually(lambda: worker.calls == ["lead", "lost"])
     assert not worker.member.leads
     other.give_up_lead()
-    wait_until(lambda: worker.calls == ["lead", "lost", "lead"])
+    eventually(lambda: worker.calls == ["lead", "lost", "lead"])
 
 
 def test_a_worker_whose_ledger_cannot_be_made_leads_where_it_is_alone(
@@ -272,8 +267,8 @@ def test_a_worker_whose_ledger_cannot_be_made_leads_where_it_is_alone(
         only.join()
         only.member.start()
         assert (only.calls, only.provider.ledger.path) == (["lead"], None)
-    wait_until(lambda: only.provider.ledger.path is not None)
-    wait_until(lambda: only.group is not None and only.group.lead_file >= 0)
+    eventually(lambda: only.provider.ledger.path is not None)
+    eventually(lambda: only.group is not None and only.group.lead_file >= 0)
     assert only.calls == ["lead"]
 
 
@@ -290,7 +285,7 @@ def test_a_worker_whose_ledger_cannot_be_made_leads_nobody_else(
         second.join()
         second.member.start()
         assert (second.calls, second.provider.ledger.path) == ([], None)
-    wait_until(lambda: second.provider.ledger.path is not None)
+    eventually(lambda: second.provider.ledger.path is not None)
     assert (first.calls, second.calls) == (["lead"], [])
 
 
@@ -303,10 +298,10 @@ def test_a_leader_sweeps_dead_neighbours_once(hire: Callable[..., Worker], tmp_p
     os.close(lock_file)
     assert path.exists()
     worker.member.start()
-    wait_until(lambda: not dead.folder.exists())
+    eventually(lambda: not dead.folder.exists())
     assert worker.group is not None
     swept, settled = watch(worker.group, "sweep_neighbours"), watch(worker.provider, "settle")
-    wait_until(lambda: len(settled) >= 3)
+    eventually(lambda: len(settled) >= 3)
     assert swept == []
 
 
@@ -328,8 +323,8 @@ def test_what_others_forget_is_forgotten_once(hire: Callable[..., Worker]):
     third.member.start()
     settled = watch(third.provider, "settle")
     for each in (first, second):
-        wait_until(lambda each=each: "forget {'model': 'a'}" in each.calls)
-    wait_until(lambda: len(settled) >= 3)
+        eventually(lambda each=each: "forget {'model': 'a'}" in each.calls)
+    eventually(lambda: len(settled) >= 3)
     for each in (first, second):
         assert each.calls.count("forget {'model': 'a'}") == 1
         assert [dict(series.attributes) for stream in each.provider.streams() for series in stream.living()] == [
@@ -345,11 +340,11 @@ def test_callbacks_speak_every_so_often(hire: Callable[..., Worker]):
         each.join()
         each.member.start()
     for each in (first, second):
-        wait_until(lambda each=each: each.calls.count("refresh") >= 3)
+        eventually(lambda each=each: each.calls.count("refresh") >= 3)
     first.member.stop(A_LONG_TIME_S)
     before = first.calls.count("refresh")
     count = second.calls.count("refresh")
-    wait_until(lambda: second.calls.count("refresh") >= count + 3)
+    eventually(lambda: second.calls.count("refresh") >= count + 3)
     assert first.calls.count("refresh") == before
 
 
@@ -361,10 +356,10 @@ def test_numbers_in_private_memory_are_moved(hire: Callable[..., Worker], monkey
         worker.join()
         worker.member.start()
         settled = watch(worker.provider, "settle")
-        wait_until(lambda: len(settled) >= 3)
+        eventually(lambda: len(settled) >= 3)
         assert worker.provider.ledger.path is None
-    wait_until(lambda: worker.provider.ledger.path is not None)
-    wait_until(lambda: worker.provider.ledger.fault is None)
+    eventually(lambda: worker.provider.ledger.path is not None)
+    eventually(lambda: worker.provider.ledger.fault is None)
     assert worker.calls == ["lead"]
 
 
@@ -389,13 +384,13 @@ def test_what_fails_is_said_once_and_ends_nothing(
         monkeypatch.setattr(second.provider, "settle", lambda: failed.append(1) or 1 // 0)
     second.fails.add(failing)
     first.group.tell_to_forget({"model": "a"})
-    wait_until(lambda: failing in second.calls or len(failed) >= 3)
+    eventually(lambda: failing in second.calls or len(failed) >= 3)
     first.group.tell_to_forget({"model": "b"})
-    wait_until(lambda: "forget {'model': 'b'}" in second.calls)
+    eventually(lambda: "forget {'model': 'b'}" in second.calls)
     first.member.stop(A_LONG_TIME_S)
     first.provider.leave()
     first.member.give_up()
-    wait_until(lambda: second.member.leads)
+    eventually(lambda: second.member.leads)
     told = [each for each in caplog.records if each.name == member_module.__name__ and each.levelno >= logging.WARNING]
     assert told
     assert all(each.getMessage().startswith(("the group cannot be looked after", "{'model': 'a'}")) for each in told)
@@ -417,10 +412,10 @@ def test_the_same_fault_is_said_once_until_all_is_well(caplog: pytest.LogCapture
     for times in (1, 2):
         follows[0] = 0
         worker.provider.everyone.follow = broken  # type: ignore[method-assign]
-        wait_until(lambda: follows[0] >= 3)
+        eventually(lambda: follows[0] >= 3)
         assert [each.levelname for each in caplog.records] == ["WARNING"] * times
         worker.provider.everyone.follow = plain  # type: ignore[method-assign]
-        wait_until(lambda: worker.member._fault is None)
+        eventually(lambda: worker.member._fault is None)
     assert worker.member.leads
 
 
@@ -436,17 +431,17 @@ def test_who_cannot_begin_to_lead_lets_others_and_tries_again(
     second.member.start()
     first.member.stop(A_LONG_TIME_S)
     first.member.give_up()
-    wait_until(lambda: second.calls.count("lead") >= 3)
+    eventually(lambda: second.calls.count("lead") >= 3)
     assert "lead failed" in caplog.text
     third = hire()
     third.join()
     third.member.start()
-    wait_until(lambda: third.member.leads)
+    eventually(lambda: third.member.leads)
     assert not second.member.leads
     third.member.stop(A_LONG_TIME_S)
     second.fails.clear()
     third.member.give_up()
-    wait_until(lambda: second.member.leads)
+    eventually(lambda: second.member.leads)
 
 
 # --- Start and stop -----------------------------------------------------------------------------------------
@@ -479,7 +474,7 @@ def test_it_may_be_stopped_from_its_own_thread(hire: Callable[..., Worker]):
 
     worker.provider.settle = settle  # type: ignore[method-assign]
     assert stopped.wait(A_LONG_TIME_S / 2)
-    wait_until(lambda: "otel-mlops-member" not in [each.name for each in threading.enumerate()])
+    eventually(lambda: "otel-mlops-member" not in [each.name for each in threading.enumerate()])
 
 
 def test_without_another_thread_it_leads_all_the_same(
@@ -524,6 +519,6 @@ def test_a_child_stands_by_for_nothing_until_it_is_started(hire: Callable[..., W
     assert os.read(ready, 4096).decode() == repr([False, None, False, [], 1])
     assert worker.member.leads
     assert not Group("house", tmp_path).try_to_lead()
-    wait_until(lambda: worker.group is not None and len(worker.group.ledgers()) == 1)
+    eventually(lambda: worker.group is not None and len(worker.group.ledgers()) == 1)
     for each in (ready, tell):
         os.close(each)

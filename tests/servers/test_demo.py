@@ -10,20 +10,23 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
 
+from tests.servers import service
+
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "prometheus_metrics_demo.py"
 COMMAND = [sys.executable, str(EXAMPLE), "--port", "0", "--page-port", "0", "--rate", "60"]
 ENVIRON = {name: text for name, text in os.environ.items() if not name.startswith(("DEMO_", "OTEL_"))}
 WAIT_S = 90.0
+until = partial(service.until, wait_s=WAIT_S)
 
 
 class Running:
@@ -61,14 +64,6 @@ class Running:
         code = self.process.wait(WAIT_S)
         self._reader.join(WAIT_S)
         return code
-
-
-def until(is_so: Callable[[], object]) -> None:
-    """Wait for a condition, no longer than a bound."""
-    deadline = time.monotonic() + WAIT_S
-    while not is_so():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.05)
 
 
 def is_gone(process: psutil.Process) -> bool:

@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 import socket
 import threading
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from functools import partial
 from http.client import HTTPConnection
 from typing import Any
 
@@ -21,8 +21,10 @@ from websockets.sync.client import connect
 from otel_mlops import metrics as rows
 from otel_mlops.web import instrument_app
 from tests.asgi import Page, Settings, Telemetry
+from tests.servers import service
 
 WAIT_S = 10.0
+until = partial(service.until, wait_s=WAIT_S)
 
 
 class HeldUp(Telemetry):
@@ -36,14 +38,6 @@ class HeldUp(Telemetry):
         self.is_asked.set()
         assert self.may_answer.wait(WAIT_S)
         return super().page(accept)
-
-
-def until(is_so: Callable[[], bool]) -> None:
-    """Wait for a condition, no longer than a bound."""
-    pause, end = threading.Event(), time.monotonic() + WAIT_S
-    while not is_so():
-        assert time.monotonic() < end, "waited too long"
-        pause.wait(0.01)
 
 
 def service(state: dict[str, Any]) -> FastAPI:

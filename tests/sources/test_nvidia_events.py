@@ -21,6 +21,7 @@ from otel_mlops.metrics import GPU_XID_ERRORS, GPU_XID_LAST_TIMESTAMP, Metric
 from otel_mlops.sources.nvidia.driver import Driver, Gone, Gpu
 from otel_mlops.sources.nvidia.events import ALERTED_XIDS, XidEvents, _Visit
 from tests.nvml.driver import FakeDriver
+from tests.waiting import eventually
 
 WAIT = "nvmlEventSetWait_v2"
 NOW = 1_700_000_000.0
@@ -87,14 +88,6 @@ class Watch:
         waits = self.fake.calls(WAIT)
         self.events.start()
         eventually(lambda: self.fake.calls(WAIT) > waits)
-
-
-def eventually(condition: Callable[[], object], within_s: float = 20.0) -> None:
-    """Wait until a condition holds."""
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true in time"
-        time.sleep(0.001)
 
 
 def watchers() -> list[threading.Thread]:

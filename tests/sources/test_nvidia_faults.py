@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from otel_mlops.sources.nvidia.events import XidEvents
 from otel_mlops.sources.sampler import Absent, Sample
 from tests.nvml.driver import EVERY_CALL, HOPPER, FakeDriver
 from tests.sources.gpus import Altered, Machine, NoEvents, opened, series
+from tests.waiting import eventually
 
 INIT = "nvmlInitWithFlags"
 UTILIZATION = "nvmlDeviceGetUtilizationRates"
@@ -36,14 +36,6 @@ def machine(nvml: FakeDriver) -> Iterator[Machine]:
     """A machine with an H100 and an RTX 2080."""
     with opened(nvml) as made:
         yield made
-
-
-def eventually(condition: Callable[[], object], within_s: float = 20.0) -> None:
-    """Wait until a condition holds."""
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true in time"
-        time.sleep(0.002)
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
