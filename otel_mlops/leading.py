@@ -7,6 +7,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -204,7 +205,10 @@ class Leading:
             self._provider.remove_metric_reader(push)
 
     def _count(self, row: rows.Metric, increase: float, attributes: Mapping[str, str]) -> None:
-        self._provider.instrument(row).add(increase, attributes)
+        # Who does not lead may read the sources too, by `sample()`; what it reads the leader counts. A 0 harms nobody,
+        # and has the series stand there before the first increase.
+        if not increase or self._is_leader():
+            self._provider.instrument(row).add(increase, attributes)
 
     def _count_refused(self, reason: str) -> None:
         self._provider.instrument(rows.PAGE_REFUSED).add(1, {"cause": reason})
@@ -257,7 +261,10 @@ def open_sources(settings: Settings, pids: Callable[[], Mapping[str, int]]) -> d
     for name in settings.sources:
         if name == "amd" and not has_amdsmi():
             continue  # few have such a GPU: where the package is missing nothing is wrong
-        sources[name] = _AtFirstReading(partial(_open_source, name, settings, pids))
+        source = sources[name] = _AtFirstReading(partial(_open_source, name, settings, pids))
+        if name not in _GPUS:
+            with suppress(ImportError):  # which each reading says
+                source.open()  # now: the CPU's figure is that of the time since
     return sources
 
 
@@ -301,9 +308,16 @@ class _AtFirstReading:
         self._source: Source | None = None
 
     def __call__(self) -> Iterable[Sample]:
+        return self.open()()
+
+    def open(self) -> Source:
+        """Open the source, unless that was done.
+
+        Errors:  ImportError without its driver.
+        """
         if self._source is None:
             self._source = self._open()
-        return self._source()
+        return self._source
 
     def close(self) -> None:
         """Have the source let go of its driver, if it was opened and can."""

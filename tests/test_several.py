@@ -15,8 +15,9 @@ from urllib.request import urlopen
 import pytest
 from opentelemetry.metrics import Observation
 
-from otel_mlops.metrics import ERRORS, PREDICTIONS
+from otel_mlops.metrics import ERRORS, GPU_BUSY, PREDICTIONS
 from otel_mlops.sdk import member
+from otel_mlops.sources.sampler import Sample
 from otel_mlops.testing import Samples, collect, fresh_telemetry
 from tests import waiting
 
@@ -61,6 +62,17 @@ def predictions(telemetry: Any) -> float:
 def own_models(telemetry: Any) -> set[Any]:
     """The models whose predictions a worker has counted itself."""
     return {attributes["model_version"] for attributes, _ in telemetry.meter_provider.totals(PREDICTIONS)}
+
+
+def test_what_sources_count_is_counted_by_the_leader_alone(join: Join):
+    """A worker that reads the sources itself, by `sample()`, adds nothing to what the leader has counted."""
+    gpu = {"gpu_id": "0", "gpu_name": "H100"}
+    first, second = (join(sources={"gpus": lambda: [Sample(GPU_BUSY, 1.0, gpu)]}) for _ in range(2))
+    eventually(lambda: "gpu_busy_seconds_total" in collect(second).names())
+    counted = collect(first).value("gpu_busy_seconds_total")
+    for _ in range(1000):
+        second.sample()
+    assert collect(first).value("gpu_busy_seconds_total") < counted + 500
 
 
 def test_every_workers_page_is_that_of_all(join: Join):

@@ -577,7 +577,7 @@ def test_an_amdsmi_that_is_imported_already_is_taken(monkeypatch: pytest.MonkeyP
 def test_it_is_among_the_sources():
     """With amdsmi it is opened by its name, with the GPUs that the settings want."""
     opened_when_read: Any = open_sources(Settings(sources=("amd",), gpus="all"), dict)["amd"]
-    source = opened_when_read._open()
+    source = opened_when_read.open()
     assert isinstance(source, amd.Amd)
     assert source._shows_all
 
