@@ -173,7 +173,7 @@ class Telemetry(Verbs):
         return self._page.page(accept)
 
     def sample(self) -> None:
-        """Read all sources now, in this thread."""
+        """Read all sources now, in this thread: it opens their drivers here. What they count the leader counts."""
         self._leading.sampler.sample()
 
     def forget(self, **labels: str) -> int:
@@ -237,7 +237,7 @@ class Telemetry(Verbs):
         self.watch_loop()
 
     def watch_loop(self) -> None:
-        """Time the event loop that runs here, if one does, for as long as this goes on.
+        """Time the event loop that runs here, if one does and this has started with monitoring, until `stop()`.
 
         An application's is from its start on, and so is that in which `start()` is called.
         """

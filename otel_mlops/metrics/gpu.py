@@ -157,8 +157,8 @@ GPU_NVLINK_IO = Metric(
 
 GPU_UP = Metric(
     "gpu.up", "gauge", "", "Whether the GPU answers: 1 yes, 0 no.", _GPU, "once",
-    note="0 after it fell off the bus or needs a reset, or when nothing of it can be read; its other series are "
-    "absent then.",
+    note="0 after it fell off the bus or needs a reset, or when nothing of it can be read. What is read of it is "
+    "absent then; what was counted of it stays.",
 )
 GPU_INFO = Metric(
     "gpu.info", "info", "", "What the GPU is; always 1.",
@@ -182,7 +182,7 @@ GPU_REMAPPED_ROWS = Metric(
 GPU_XID_ERRORS = Metric(
     "gpu.xid.errors", "counter", "{error}", "Faults that the driver reported, by its XID code.", (*_GPU, "xid"),
     note="79 is a GPU that fell off the bus, 48, 63, 64, 94 and 95 are about memory, 13, 31 and 43 the application's. "
-    "The codes that alerts ask for are there at 0 from the start.",
+    "Those that are worth an alert are there at 0 from the start.",
 )
 GPU_XID_LAST_TIMESTAMP = Metric(
     "gpu.xid.last.timestamp", "gauge", "s", "When the driver last reported a fault, in seconds since the epoch.",

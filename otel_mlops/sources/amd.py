@@ -131,7 +131,8 @@ def visible(environ: Mapping[str, str], count: int) -> list[int]:
 class Amd:
     """The source. One thread reads it at a time.
 
-    It is not closed: whoever shuts amdsmi down does so for everybody in the process, and PyTorch uses it too.
+    It is not closed at the end: whoever shuts amdsmi down does so for everybody in the process, and PyTorch uses it
+    too. It is when no GPU answers any more.
     """
 
     def __init__(self, load: Callable[[], Any], gpus: str, environ: Mapping[str, str], clock: _Clock) -> None:

@@ -114,7 +114,7 @@ class Watched:
         self._last = _Last()
 
     def close(self) -> None:
-        """Have the source let go of what it holds, if it holds anything; it may be read again all the same."""
+        """Have the source let go of what it holds, unless it is stuck; it may be read again all the same."""
         close = getattr(self._source, "close", None)
         if close is not None and not self.is_stuck():
             try:

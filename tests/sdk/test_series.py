@@ -1055,7 +1055,7 @@ def test_nothing_is_lost_while_numbers_move(housed: MeterProvider, recording: st
     assert moves[0] > 20
     found = in_the_file(path_of(housed))
     batches = float(4 * each / 50)
-    assert found["counter"][0] == [4.0 * each]
+    assert max(found["counter"]) == [4.0 * each]
     assert math.fsum(cells[0] for cells in found["counter"]) == 4 * each + batches
     assert found["updown"] == [[2.0 * each]]
     assert sorted(found["histogram"]) == sorted(

@@ -17,7 +17,7 @@ from otel_mlops.sources.watched import Sample
 logger = logging.getLogger(__name__)
 
 ALERTED_XIDS = ("13", "31", "43", "48", "62", "63", "64", "74", "79", "92", "94", "95", "119", "120")
-"""The codes that alerts ask for."""
+"""The codes that are worth an alert."""
 
 _FIRST_WAIT_MS = 8
 _MOST_CODES = 64
