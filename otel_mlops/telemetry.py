@@ -136,7 +136,8 @@ class Telemetry(Verbs):
         Errors:  TypeError or ValueError that names the argument; ValueError if there is one of that name and
                  version that was described otherwise.
         """
-        from otel_mlops.model import Model, check_text, describe
+        from otel_mlops.model import Model
+        from otel_mlops.model.facts import check_text, describe
 
         key = check_text("name", name), check_text("version", version)
         described = describe(**facts)

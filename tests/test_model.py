@@ -33,7 +33,8 @@ from otel_mlops.metrics import (
     PREDICTIONS_IN_PROGRESS,
     Metric,
 )
-from otel_mlops.model import Model, describe
+from otel_mlops.model import Model
+from otel_mlops.model.facts import describe
 from otel_mlops.sdk.provider import MeterProvider
 from otel_mlops.sdk.series import GaugeSeries
 from otel_mlops.sdk.stream import Stream
