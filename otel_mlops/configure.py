@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
 
-from otel_mlops.sdk.provider import become_global
+from otel_mlops.sdk.global_provider import become_global
 from otel_mlops.settings import Settings
 from otel_mlops.telemetry import Telemetry
 

@@ -21,7 +21,7 @@ Checked: TypeAlias = Iterator[tuple[Level, str]]
 
 def check_python(_: Settings) -> Checked:
     """Whether this Python is tested, and whether it makes records atomic."""
-    from otel_mlops.sdk.series import is_atomic
+    from otel_mlops.sdk.recording import is_atomic
 
     this = f"{platform.python_implementation()} {platform.python_version()}"
     how = "records are atomic by the GIL" if is_atomic() else "no GIL: each record takes a lock, which costs a little"

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry.sdk.metrics._internal._view_instrument_match import _hash_attributes
 
@@ -21,6 +21,7 @@ from otel_mlops.sdk.merge import KEEP_THE_DEAD, combine_by
 from otel_mlops.sdk.peers import Peer, identity_of
 from otel_mlops.sdk.records import FORGETS, LEADS, STARTED, ZEROED
 from otel_mlops.sdk.retired import Retired
+from otel_mlops.sdk.shares import DEAD, Share, in_order, rank_of, worker_of
 
 if TYPE_CHECKING:
     from otel_mlops.metrics import Metric
@@ -32,21 +33,8 @@ _logger = logging.getLogger(__name__)
 _MOST_RETIRED = 10
 """How many times the series that one worker may have are kept of the dead, a metric."""
 
-_DEAD = 3
-"""The rank of what no living worker says."""
-
 _UNKNOWN = ()
 """Differs from the mark of every file, and from that of none."""
-
-
-class Share(NamedTuple):
-    """What one worker adds to a metric."""
-
-    stream: Any
-    """A `Stream` of ours, or what has the same attributes and `living()`."""
-    series: list[Any]
-    worker: str | None
-    """The value of the label `worker`, where each worker is shown by itself."""
 
 
 class Everyone:
@@ -119,6 +107,19 @@ class Everyone:
             (attributes, math.fsum(cells[:-1]) if row.kind == "histogram" else cells[0])
             for attributes, readings in found.values()
             for cells in [combine(readings)]
+        ]
+
+    def cells(self) -> list[tuple[str, str, Mapping[str, Any], list[float]]]:
+        """The cells of all workers together: their name, description, attributes and numbers."""
+        found: dict[Any, tuple[Any, Mapping[str, Any], list[list[float]]]] = {}
+        combine = combine_by("cells", "sum")
+        for stream, series, _ in self.shares()[1]:
+            for each in series if stream.kind == "cells" else ():
+                key = stream.name, stream.size, _hash_attributes(each.attributes)
+                found.setdefault(key, (stream, each.attributes, []))[2].append(each.read())
+        return [
+            (stream.name, stream.description, attributes, combine(readings))
+            for stream, attributes, readings in found.values()
         ]
 
     def workers(self) -> int:
@@ -325,21 +326,21 @@ class Everyone:
 
     def _gather(self, own: list[Stream]) -> list[Share]:
         gone, stale = self._missed_here(), self._stale(own)
-        rank = _rank(leads=bool(self._ledger.about[LEADS]), label=self._label())
+        rank = rank_of(leads=bool(self._ledger.about[LEADS]), label=self._label())
         found = [
-            (rank, Share(stream, gone.kept(stream), _worker(stream, self._label())))
+            (rank, Share(stream, gone.kept(stream), worker_of(stream, self._label())))
             for index, stream in enumerate(own)
             if index not in stale
         ]
         for peer in sorted(self._peers.values(), key=lambda each: (each.number is None, each.number, each.name)):
             gone, stale = self._missed_by(peer), self._stale_of(peer)
-            rank = _rank(leads=peer.leads, label=peer.label) if peer.is_alive else _DEAD
+            rank = rank_of(leads=peer.leads, label=peer.label) if peer.is_alive else DEAD
             for index, stream in enumerate(peer.streams):
                 if index not in stale and (peer.is_alive or stream.rule in KEEP_THE_DEAD):
-                    found.append((rank, Share(stream, gone.kept(stream), _worker(stream, peer.label))))
+                    found.append((rank, Share(stream, gone.kept(stream), worker_of(stream, peer.label))))
         gone = missed(self._forgets, self._retired.forgets)
-        found += [(_DEAD, Share(retired, [*retired.living(gone)], None)) for retired in self._retired.streams]
-        return _in_order(found)
+        found += [(DEAD, Share(retired, [*retired.living(gone)], None)) for retired in self._retired.streams]
+        return in_order(found)
 
     def _label(self) -> str | None:
         return None if self._group is None else self._group.label
@@ -363,36 +364,3 @@ class Everyone:
         if self._faults.get(what) != str(error):
             self._faults[what] = str(error)
             _logger.warning("group: %s: %s; trying again", what, error)
-
-
-def _rank(*, leads: bool, label: str | None) -> int:
-    """Whose word comes first; the process of the page leads in its worker's stead."""
-    return 2 if not leads else 0 if label == "page" else 1
-
-
-def _in_order(found: list[tuple[int, Share]]) -> list[Share]:
-    """The shares in the order in which they count, where the first one does: the leader's, or the youngest bounds.
-
-    Bounds are as young as the last living worker that began to record by them, the dead where none lives; what is
-    recorded later changes nothing.
-    """
-    births: dict[Any, dict[Any, tuple[bool, int]]] = {}
-    for rank, (stream, every, _) in found:
-        born = [each.born_ns for each in every if each.born_ns]
-        if stream.kind == "histogram" and born:
-            of_metric = births.setdefault((stream.name, stream.scope.name), {})
-            of_metric[stream.bounds] = max((rank != _DEAD, min(born)), of_metric.get(stream.bounds, (False, 0)))
-
-    def place(each: tuple[int, Share]) -> int:
-        rank, (stream, _, _) = each
-        if stream.rule == "once":
-            return rank
-        of_metric = births.get((stream.name, stream.scope.name), {})
-        birth = of_metric.get(stream.bounds)
-        return sum(birth < other for other in of_metric.values()) if birth else 0
-
-    return [share for _, share in sorted(found, key=place)]
-
-
-def _worker(stream: Any, label: str | None) -> str | None:
-    return label if stream.rule == "worker" else None

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.metrics.export import MetricReader, MetricsData
     from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-    from otel_mlops.sdk.everyone import Share
     from otel_mlops.sdk.group import Group
     from otel_mlops.sdk.provider import MeterProvider
+    from otel_mlops.sdk.shares import Share
 
 _logger = logging.getLogger(__name__)
 
@@ -137,6 +137,8 @@ def _arrange(shares: list[Share]) -> list[_Together]:
     scopes: dict[Any, InstrumentationScope] = {}
     bounds: dict[bytes, Any] = {}
     for stream, every, worker in shares:
+        if stream.kind == "cells":
+            continue
         about, scope = (*identity_of(stream), stream.observed), stream.scope
         # Ours come first: a ledger does not tell the attributes of a scope.
         scope = scopes.setdefault((scope.name, scope.version, scope.schema_url), scope)

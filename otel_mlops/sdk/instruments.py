@@ -10,7 +10,7 @@ from opentelemetry import metrics as api
 from opentelemetry.metrics._internal.instrument import _ProxyInstrument
 from opentelemetry.sdk import metrics as sdk
 
-from otel_mlops.sdk.series import RECORDING
+from otel_mlops.sdk.recording import RECORDING
 from otel_mlops.sdk.several import NOWHERE, Several
 
 if TYPE_CHECKING:

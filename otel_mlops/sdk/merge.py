@@ -29,7 +29,7 @@ def rule_of(name: str, kind: str, *, observed: bool) -> str:
         return "once"
     if observed:
         return "sum" if kind == "counter" and name.startswith("process.") else "worker"
-    return {"counter": "sum", "histogram": "sum", "updown": "living"}.get(kind, "worker")
+    return {"counter": "sum", "histogram": "sum", "cells": "sum", "updown": "living"}.get(kind, "worker")
 
 
 def combine_by(kind: str, rule: str) -> Combine:
@@ -38,6 +38,8 @@ def combine_by(kind: str, rule: str) -> Combine:
         return _first
     if kind == "histogram":
         return _sum_of_buckets
+    if kind == "cells":
+        return _sum_of_cells
     if kind in ("counter", "updown") or rule == "living":
         return _sum
     if kind == "stateset" and rule == "worst":
@@ -56,6 +58,10 @@ def _sum_of_buckets(every: Sequence[Cells]) -> Cells:
         total = [*map(add, total, each)]
     total[-1] = _exact_sum([each[-1] for each in every])
     return total
+
+
+def _sum_of_cells(every: Sequence[Cells]) -> Cells:
+    return every[0] if len(every) == 1 else [_exact_sum(values) for values in zip(*every, strict=True)]
 
 
 def _exact_sum(values: Sequence[float]) -> float:

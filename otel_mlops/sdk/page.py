@@ -19,8 +19,8 @@ from otel_mlops.sdk.peers import identity_of
 from otel_mlops.sdk.text import OPENMETRICS, choose_format, label_text, labels
 
 if TYPE_CHECKING:
-    from otel_mlops.sdk.everyone import Share
     from otel_mlops.sdk.provider import MeterProvider
+    from otel_mlops.sdk.shares import Share
 
 _logger = logging.getLogger(__name__)
 
@@ -189,7 +189,7 @@ class PageReader(PrometheusMetricReader):
             family.empty()
         self._put_target()
         for stream, every, worker in shares:
-            home = self._family_of(stream) if every else None
+            home = self._family_of(stream) if every and stream.kind != "cells" else None
             for series in every if home is not None else ():
                 key = series.rendered if worker is None else None
                 if key is None:

@@ -90,17 +90,20 @@ class PeerStream:
         self.states = tuple(told["states"])
         self.subject: tuple[str, ...] | None = None if told["subject"] is None else tuple(told["subject"])
         self.bounds: tuple[float, ...] = tuple(told["bounds"])
+        self.size = int(told["size"])
         self.scope = InstrumentationScope(*told["scope"])
         self.series: list[PeerSeries] = []
         self.by_attributes: dict[Any, PeerSeries] = {}
         self.told = told
-        if self.shown not in get_args(Kind):
+        if self.shown not in (*get_args(Kind), "cells"):
             msg = f"{self.name} is a {self.shown}, which nobody knows"
             raise ValueError(msg)
 
     @property
-    def size(self) -> int:
-        """The cells of a series."""
+    def length(self) -> int:
+        """How many cells a series has."""
+        if self.kind == "cells":
+            return self.size
         if self.kind == "histogram":
             return len(self.bounds) + 2
         return 2 if self.kind == "gauge" or self.observed else 1
@@ -119,7 +122,7 @@ def identity_of(stream: Any) -> tuple[Any, ...]:
     """What two streams of the same metric have in common, whoever keeps them."""
     scope = stream.scope
     return (
-        stream.name, stream.unit, stream.kind, stream.shown, stream.rule, stream.bounds,
+        stream.name, stream.unit, stream.kind, stream.shown, stream.rule, stream.bounds, stream.size,
         scope.name, scope.version, scope.schema_url,
     )  # fmt: skip
 
@@ -328,8 +331,8 @@ def _enter(told: PeerStream | PeerSeries | _Exemplars, streams: dict[int, PeerSt
     stream = streams[told.number]
     key = _hash_attributes(told.attributes)
     if isinstance(told, PeerSeries):
-        if len(told.cells) != stream.size:
-            msg = f"{stream.name} has {stream.size} cells a series, not {len(told.cells)}"
+        if len(told.cells) != stream.length:
+            msg = f"{stream.name} has {stream.length} cells a series, not {len(told.cells)}"
             raise ValueError(msg)
         stream.series.append(told)
         stream.by_attributes[key] = told

@@ -19,10 +19,8 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from opentelemetry.metrics import _internal as _api
 from opentelemetry.sdk import metrics as sdk
 from opentelemetry.sdk.metrics.view import (
-    DefaultAggregation,
     DropAggregation,
     ExplicitBucketHistogramAggregation,
     View,
@@ -33,6 +31,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from otel_mlops.metrics import CATALOGUE, DROPPED, OVERFLOW, Metric
 from otel_mlops.sdk import instruments
 from otel_mlops.sdk.bounded import call_within
+from otel_mlops.sdk.cells import KIND, Cells, NoCells
 from otel_mlops.sdk.consumer import Consumer
 from otel_mlops.sdk.everyone import Everyone
 from otel_mlops.sdk.group_points import GroupPoints
@@ -41,6 +40,7 @@ from otel_mlops.sdk.ledger import Ledger
 from otel_mlops.sdk.meter import DisabledMeter, Meter, check_bounds
 from otel_mlops.sdk.observed import SCOPE, Observed
 from otel_mlops.sdk.stream import Stream
+from otel_mlops.sdk.views import check_view
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.metrics import ExemplarFilter
@@ -88,7 +88,7 @@ class MeterProvider(sdk.MeterProvider):
     ) -> None:
         # What is wrong is said before super(), which registers hooks for the fork and the exit.
         for view in views:
-            _check_view(view)
+            check_view(view)
         for reader in metric_readers:
             if reader in self._all_metric_readers:
                 raise ValueError(f"metric_readers: {reader} belongs to a provider already, and can belong to one only")
@@ -102,8 +102,9 @@ class MeterProvider(sdk.MeterProvider):
         self.max_series = max_series
         self._streams: list[Stream] = []
         self._observed = Observed(self._observed_stream)
+        self._cells = Cells(self._cell_stream)
         self.everyone = Everyone(
-            lambda: [*self._streams, *self._observed.streams],
+            self._every_stream,
             self.ledger,
             group,
             stale_s=stale_s,
@@ -170,6 +171,16 @@ class MeterProvider(sdk.MeterProvider):
         """The streams of all synchronous instruments, in the order they were created."""
         return list(self._streams)
 
+    def cells(self, name: str, size: int, attributes: Mapping[str, str], description: str = "") -> Any:
+        """The cells of these attributes, with `count()` and `add()`: hidden numbers that scores are worked out from.
+
+        Those of one name have one size; the description says what whoever leads must know of them.
+        """
+        return NoCells() if self._disabled else self._cells.find(name, size, attributes, description)
+
+    def _every_stream(self) -> list[Stream]:
+        return [*self._streams, *self._observed.streams, *self._cells.streams]
+
     def refresh(self, reader: MetricReader, timeout_s: float) -> None:
         """Have the callbacks of observable instruments speak, and keep in cells what they say."""
         self._observed.refresh(
@@ -182,7 +193,7 @@ class MeterProvider(sdk.MeterProvider):
             with self._streams_held() as streams:
                 self.ledger.lose(partial(_begin_anew, streams))
         if self.ledger.retry():
-            for stream in [*self._streams, *self._observed.streams]:
+            for stream in self._every_stream():
                 stream.move()
         self.intervals.settle()
 
@@ -196,7 +207,7 @@ class MeterProvider(sdk.MeterProvider):
     def _streams_held(self) -> Iterator[list[Stream]]:
         """The streams with their locks, which come before the ledger's: where records are locked they take both."""
         with ExitStack() as held:
-            streams = [*self._streams, *self._observed.streams]
+            streams = self._every_stream()
             for stream in streams:
                 held.enter_context(stream.lock)
             yield streams
@@ -206,8 +217,7 @@ class MeterProvider(sdk.MeterProvider):
 
         What is in progress stays until it is forgotten again.
         """
-        every = [*self._streams, *self._observed.streams]
-        gone = sum(stream.forget(attributes, spare_busy=True) for stream in every)
+        gone = sum(stream.forget(attributes, spare_busy=True) for stream in self._every_stream())
         with self._meter_lock:
             meters = list(self._meters.values())
         for meter in meters:
@@ -324,6 +334,20 @@ class MeterProvider(sdk.MeterProvider):
             observed=True,
         )
 
+    def _cell_stream(self, name: str, size: int, description: str) -> Stream:
+        return Stream(
+            name=name,
+            unit="",
+            description=description,
+            kind=KIND,
+            scope=InstrumentationScope(SCOPE),
+            ledger=self.ledger,
+            limit=self.max_series,
+            on_dropped=self._on_dropped,
+            on_overflow=self._on_overflow,
+            size=size,
+        )
+
     def _on_dropped(self, stream: Stream, reason: str) -> None:
         self.count_dropped(reason)
 
@@ -337,6 +361,7 @@ class MeterProvider(sdk.MeterProvider):
         for stream in self._streams:
             stream.after_fork()
         self._observed.after_fork()
+        self._cells.after_fork()
         self.ledger.abandon()
         self.intervals.after_fork()
         self.everyone.after_fork()
@@ -365,35 +390,4 @@ def exemplar_filter(name: str) -> ExemplarFilter:
     return filters[name]()
 
 
-def become_global(provider: MeterProvider) -> None:
-    """Make a provider OpenTelemetry's global one, unless somebody else's is there already."""
-    found = _api._METER_PROVIDER
-    if isinstance(found, MeterProvider) and found._shutdown:
-        # Ours of before, shut down: the API lets nobody replace a provider, and it would serve nobody.
-        _api._METER_PROVIDER = provider
-        _api._PROXY_METER_PROVIDER.on_set_meter_provider(provider)
-    elif found is None:
-        _api.set_meter_provider(provider)
-    elif found is not provider:
-        _logger.warning(
-            "OpenTelemetry's global MeterProvider is set already, to a %s.%s, and stays: metrics that are made "
-            "through the global API go there and are not on our page. Call configure_telemetry() before whoever "
-            "sets it, or set_global=False.",
-            type(found).__module__,
-            type(found).__qualname__,
-        )
-
-
 _PLAIN = View(instrument_name="*")
-
-
-def _check_view(view: View) -> None:
-    aggregation = view._aggregation
-    if not isinstance(aggregation, (DefaultAggregation, DropAggregation, ExplicitBucketHistogramAggregation)):
-        msg = (
-            f"views: {type(aggregation).__name__} cannot be honoured; expected no aggregation, DropAggregation or "
-            "ExplicitBucketHistogramAggregation"
-        )
-        raise ValueError(msg)  # noqa: TRY004  (the view is one; its aggregation is a value of it)
-    if isinstance(aggregation, ExplicitBucketHistogramAggregation):
-        check_bounds(aggregation._boundaries or ())

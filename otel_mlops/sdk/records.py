@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-MAGIC = b"OMLEDG04"
+MAGIC = b"OMLEDG05"
 
 STREAM, SERIES, EXEMPLARS, NAMES = 1, 2, 3, 4
 """What a record describes: a metric, a series of it, its exemplars, or the ledgers folded into the retired."""

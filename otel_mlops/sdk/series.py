@@ -3,12 +3,11 @@
 On CPython with the GIL, `cells[i] += value` on a memoryview of doubles runs from read to write without a
 point at which another thread or a signal handler can run. That holds for an exact float and an exact
 memoryview, in one line of its own, and for nothing else: hence `value = float(value)` in a statement before
-it. Where the interpreter does not give that, the locked classes at the end are used.
+it. Where the interpreter does not give that, the locked classes of recording.py are used.
 """
 
 from __future__ import annotations
 
-import sys
 import time
 from bisect import bisect_left
 from functools import partial
@@ -360,41 +359,3 @@ class HistogramSeries(Series):
                 new.copy(old)
                 self.exemplars = new
                 ledger.forget(old.place)
-
-
-def _locked(recording: type[Series], *verbs: str) -> type[Series]:
-    """The same recording under the stream's lock, for interpreters that give no atomicity."""
-
-    def under_lock(verb: str) -> Any:
-        plain = getattr(recording, verb)
-
-        def method(self: Series, value: Any) -> None:
-            with self.stream.lock:
-                plain(self, value)
-
-        method.__doc__ = plain.__doc__
-        return method
-
-    return type(f"Locked{recording.__name__}", (recording,), {"__slots__": (), **{v: under_lock(v) for v in verbs}})
-
-
-LOCKED: dict[str, type[Series]] = {
-    "counter": _locked(CounterSeries, "add"),
-    "updown": _locked(UpDownSeries, "add"),
-    "gauge": _locked(GaugeSeries, "set"),
-    "histogram": _locked(HistogramSeries, "record", "record_many"),
-}
-LOCK_FREE: dict[str, type[Series]] = {
-    "counter": CounterSeries,
-    "updown": UpDownSeries,
-    "gauge": GaugeSeries,
-    "histogram": HistogramSeries,
-}
-
-
-def is_atomic() -> bool:
-    """Say whether this interpreter runs `cells[i] += value` without interruption."""
-    return sys.implementation.name == "cpython" and getattr(sys, "_is_gil_enabled", lambda: True)()
-
-
-RECORDING = LOCK_FREE if is_atomic() else LOCKED

@@ -17,8 +17,8 @@ from otel_mlops.sdk import records
 from otel_mlops.sdk.batch import LARGEST
 from otel_mlops.sdk.exemplars import ALWAYS, NEVER, current_context
 from otel_mlops.sdk.merge import KEEP_THE_DEAD, rule_of
+from otel_mlops.sdk.recording import RECORDING
 from otel_mlops.sdk.records import STREAM
-from otel_mlops.sdk.series import RECORDING, Series
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.util.instrumentation import InstrumentationScope
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from otel_mlops.metrics import Metric
     from otel_mlops.sdk.ledger import Ledger, Place
+    from otel_mlops.sdk.series import Series
 
 _logger = logging.getLogger(__name__)
 
@@ -40,8 +41,8 @@ Counted = Callable[["Stream", str], None]
 class Stream:
     """What a metric is and its series; everything a ledger or a page must know of it.
 
-    `kind` is how it is recorded: counter, updown, histogram or gauge. `row` is the catalogue's row, absent
-    for the metrics of others.
+    `kind` is how it is recorded: counter, updown, histogram, gauge, or cells, which are no metric by themselves. `row`
+    is the catalogue's row, absent for the metrics of others.
     """
 
     name: str
@@ -55,6 +56,8 @@ class Stream:
     on_overflow: Counted
     row: Metric | None = None
     bounds: tuple[float, ...] = ()
+    size: int = 1
+    """How many cells a series has, where the kind does not say it."""
     attribute_keys: frozenset[str] | None = None
     exemplar_filter: str = "trace_based"
     observed: bool = False
@@ -308,6 +311,7 @@ class Stream:
             "states": list(self.states),
             "subject": self.subject,
             "bounds": list(self.bounds),
+            "size": self.size,
             "scope": [self.scope.name, self.scope.version, self.scope.schema_url],
         }
 

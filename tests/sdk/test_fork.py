@@ -23,7 +23,8 @@ from opentelemetry.sdk.metrics.export import AggregationTemporality, InMemoryMet
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
 from otel_mlops.metrics import API_REQUEST_DURATION, DROPPED, PREDICTIONS
-from otel_mlops.sdk import instruments, series, stream
+from otel_mlops.sdk import instruments, stream
+from otel_mlops.sdk import recording as recording_module
 from otel_mlops.sdk.files import is_alive
 from otel_mlops.sdk.ledger import Ledger
 from otel_mlops.sdk.page import PageReader
@@ -286,7 +287,7 @@ def test_readers_of_the_child_see_the_child(open_provider: OpenProvider, fork: A
 @pytest.fixture(params=["lock_free", "locked"])
 def recording(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways to record."""
-    classes = series.LOCKED if request.param == "locked" else series.LOCK_FREE
+    classes = recording_module.LOCKED if request.param == "locked" else recording_module.LOCK_FREE
     monkeypatch.setattr(stream, "RECORDING", classes)
     monkeypatch.setattr(instruments, "RECORDING", classes)
 

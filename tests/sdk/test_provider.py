@@ -164,7 +164,8 @@ def test_the_ledger_describes_itself(open_provider: OpenProvider, tmp_path: Path
     counter, of_counter, histogram, of_histogram = (each.description for each in found)
     assert counter == {
         "number": 1, "name": "c", "unit": "By", "description": "Bytes.", "kind": "counter", "rule": "sum",
-        "shown": "counter", "observed": False, "states": [], "subject": None, "bounds": [], "scope": ["lib", "2", "https://schema/1"],
+        "shown": "counter", "observed": False, "states": [], "subject": None, "bounds": [], "size": 1,
+        "scope": ["lib", "2", "https://schema/1"],
     }  # fmt: skip
     assert of_counter[:2] == [1, [["n", 1], ["b", b"x"]]]
     assert (histogram["name"], histogram["rule"], histogram["bounds"]) == (

@@ -32,7 +32,16 @@ def path() -> Iterator[Path]:
 def told(name: str = "c", kind: str = "counter", rule: str = "sum", **rest: Any) -> dict[str, Any]:
     """How a ledger describes a metric."""
     about = {"unit": "", "description": "", "shown": kind, "observed": False, "states": [], "subject": None}
-    return {"name": name, "kind": kind, "rule": rule, "bounds": [], "scope": ["m", None, None], **about, **rest}
+    return {
+        "name": name,
+        "kind": kind,
+        "rule": rule,
+        "bounds": [],
+        "size": 1,
+        "scope": ["m", None, None],
+        **about,
+        **rest,
+    }
 
 
 class Left:

@@ -32,6 +32,7 @@ from opentelemetry.sdk.metrics.view import View
 from otel_mlops.metrics import DROPPED, OVERFLOW, PREDICTION_VALUES
 from otel_mlops.sdk import instruments, series, stream
 from otel_mlops.sdk import ledger as ledger_module
+from otel_mlops.sdk import recording as recording_module
 from otel_mlops.sdk.group import Group
 from otel_mlops.sdk.ledger import Ledger
 from otel_mlops.sdk.provider import MeterProvider
@@ -47,7 +48,7 @@ OpenProvider = Callable[..., MeterProvider]
 @pytest.fixture(params=["lock_free", "locked"])
 def recording(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both ways to record: by the interpreter's atomicity, and under a lock, as a free-threaded one needs."""
-    classes = series.LOCKED if request.param == "locked" else series.LOCK_FREE
+    classes = recording_module.LOCKED if request.param == "locked" else recording_module.LOCK_FREE
     monkeypatch.setattr(stream, "RECORDING", classes)
     monkeypatch.setattr(instruments, "RECORDING", classes)
     return str(request.param)
