@@ -1,4 +1,4 @@
-"""The command `otel-mlops`: the demo, the doctor, and what is rendered."""
+"""The command `otel-mlops`: the demo, the doctor, profiles, and what is rendered."""
 
 from __future__ import annotations
 
@@ -60,6 +60,29 @@ def _parser() -> argparse.ArgumentParser:
     doctor.set_defaults(run=_doctor)
     doctor.add_argument("--json", action="store_true", help="for programs")
 
+    profile = commands.add_parser("profile", help="make a model's profile of its training data", description=(
+        "Reads a CSV or Parquet file and writes what the model saw in training, for drift to be told in service. "
+        "Columns that no option names are features."
+    ))  # fmt: skip
+    profile.set_defaults(run=_profile)
+    profile.add_argument("data", help="the CSV or Parquet file")
+    profile.add_argument("-o", "--output", required=True, metavar="FILE", help="where to write the profile")
+    for option, meaning in {
+        "prediction": "what the model answers",
+        "truth": "what was right",
+        "score": "the probability of the positive class; of several classes, of the answer",
+        "time": "when the row came: seconds since 1970 or ISO 8601",
+    }.items():
+        profile.add_argument(f"--{option}", metavar="COLUMN", help=meaning)
+    profile.add_argument("--categorical", metavar="A,B", type=_names, default=[], help="columns of categories")
+    profile.add_argument("--drop", metavar="A,B", type=_names, default=[], help="columns to leave out")
+    profile.add_argument("--bins", type=int, default=10, help="bins of a feature of numbers (10)")
+    profile.add_argument("--type", choices=["regression", "classification"], help="what kind of model it is")
+    profile.add_argument("--positive", metavar="LABEL", help="the label that the scores are of (the later of two)")
+    profile.add_argument("--block", choices=["hour", "day", "week"], default="day", help="how time is cut (day)")
+    profile.add_argument("--model-name", metavar="NAME")
+    profile.add_argument("--model-version", metavar="VERSION")
+
     render = commands.add_parser("render", help="write what is derived from metrics, settings and rules", description=(
         "Writes docs and rules of a checkout that are not as the metrics, settings and rules say."
     ))  # fmt: skip
@@ -100,6 +123,22 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return 1 if report.faults else 0
 
 
+def _profile(arguments: argparse.Namespace) -> int:
+    from otel_mlops.profile.from_file import Plan, profile_of
+
+    plan = Plan(arguments.prediction, arguments.truth, arguments.score, arguments.time, arguments.drop)
+    kept = ("bins", "block", "categorical", "model_name", "model_version", "positive", "type")
+    try:
+        profile = profile_of(arguments.data, plan, **{name: getattr(arguments, name) for name in kept})
+        profile.save(arguments.output)
+    except (ValueError, OSError) as error:
+        print(f"otel-mlops profile: {error}", file=sys.stderr)
+        return 1
+    scores = "".join([f", {name} {value:.4g}" for name, value in profile.training.items()])
+    print(f"{arguments.output}: {len(profile.features)} features, {profile.rows} rows{scores}, {profile.digest}")
+    return 0
+
+
 def _render(arguments: argparse.Namespace) -> int:
     from otel_mlops import render
 
@@ -138,6 +177,10 @@ def _port(text: str) -> int:
     if not text.isdecimal() or int(text) > 65_535:
         raise ValueError("a port from 0 to 65535")
     return int(text)
+
+
+def _names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
 
 
 def _positive(text: str) -> float:

@@ -19,6 +19,7 @@ from otel_mlops import metrics as rows
 from otel_mlops.daily import Daily
 from otel_mlops.energy import share_energy_out
 from otel_mlops.page_process import PageProcess, why_not
+from otel_mlops.scores import PUSHED, Scores
 from otel_mlops.sdk.bounded import call_within
 from otel_mlops.sdk.group import RESOURCE
 
@@ -37,7 +38,7 @@ _HAND_OVER_S = 2.0
 _FIRST_READING_S = 0.5
 """How long the first page waits for the sources: as a rule they take some milliseconds."""
 
-_OBSERVED = tuple(row for row in rows.CATALOGUE if row.across == "once" and row is not rows.PAGE_SERIES)
+_OBSERVED = (*PUSHED, *(row for row in rows.CATALOGUE if row.across == "once" and row is not rows.PAGE_SERIES))
 """The rows that a source reads, those about the sources themselves, and those about the group."""
 
 _GPUS = ("nvidia", "amd")
@@ -78,8 +79,11 @@ class Leading:
         self._is_leader = is_leader
         self._on_export_failure = on_export_failure
         self.daily = Daily(provider, group, is_leader=is_leader, clock=clock)
+        sources = share_energy_out(sources, settings, provider, group, is_leader)
+        if "models" in settings.sources and settings.start_monitoring and not settings.disabled:
+            sources = {**sources, "models": Scores(provider, group, settings, is_leader=is_leader, clock=clock)}
         self.sampler = Sampler(
-            share_energy_out(sources, settings, provider, group, is_leader),
+            sources,
             settings.monitoring_interval,
             paces=_PACES_S,
             count=self._count,
@@ -259,6 +263,8 @@ def open_sources(settings: Settings, pids: Callable[[], Mapping[str, int]]) -> d
     if settings.disabled or not settings.start_monitoring:
         return sources
     for name in settings.sources:
+        if name == "models":
+            continue  # what the workers have counted, which is no part of the machine
         if name == "amd" and not has_amdsmi():
             continue  # few have such a GPU: where the package is missing nothing is wrong
         source = sources[name] = _AtFirstReading(partial(_open_source, name, settings, pids))

@@ -25,6 +25,7 @@ from otel_mlops.settings import Settings
 from otel_mlops.verbs import Verbs
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from types import TracebackType
 
     from opentelemetry.sdk.metrics.export import MetricReader
@@ -64,6 +65,8 @@ class Telemetry(Verbs):
         listener: int | None = None,
     ) -> None:
         from otel_mlops.leading import Leading, open_sources
+        from otel_mlops.model.models import Models
+        from otel_mlops.model.ways import Ways
         from otel_mlops.pauses import Pauses
         from otel_mlops.sdk.page import PageReader
         from otel_mlops.tasks import Tasks
@@ -73,7 +76,6 @@ class Telemetry(Verbs):
         self._started = self._ended = False
         self._export_failures: dict[str, Any] = {}
         self.at_end: list[Callable[[Telemetry], None]] = []
-        self._models: dict[tuple[str, str], Any] = {}
         self._page = PageReader(registry=registry)
         self._is_page_process = lead_file is not None
         self._group = group_of(settings, inherited_lead=lead_file)
@@ -91,6 +93,10 @@ class Telemetry(Verbs):
             keeps_instance_id=SERVICE_INSTANCE_ID in settings.resource,
         )
         super().__init__(self.meter_provider)
+        self._models = Models(
+            self.meter_provider,
+            Ways(self.meter_provider, settings.receipt_key, self._folder_of_the_group, clock),
+        )
         self.meter = self.meter_provider.get_meter(settings.service_name, settings.service_version)
         self.tracer_provider = self._open_tracer_provider()
         self.tracer = trace.get_tracer(settings.service_name, settings.service_version, self.tracer_provider)
@@ -133,23 +139,12 @@ class Telemetry(Verbs):
     def model(self, name: str, version: str, **facts: Any) -> Model:
         """The model of a name and version; the same object when it is asked for again in the same words.
 
-        Errors:  TypeError or ValueError that names the argument; ValueError if there is one of that name and
-                 version that was described otherwise.
-        """
-        from otel_mlops.model import Model
-        from otel_mlops.model.facts import check_text, describe
+        The facts are those of Model: stage, type, features, profile and positive.
 
-        key = check_text("name", name), check_text("version", version)
-        described = describe(**facts)
-        with self._lock:
-            model: Model | None = self._models.get(key)
-            if model is None:
-                model = self._models[key] = Model(self.meter_provider, name=name, version=version, **facts)
-            elif model.description != described:
-                raise ValueError(
-                    f"model {name!r} version {version!r} is there with {model.description}; this call says {described}"
-                )
-            return model
+        Errors:  TypeError or ValueError that names the argument; ValueError if there is one of that name and
+                 version that was described otherwise; OSError if the profile cannot be read.
+        """
+        return self._models.find(name, version, **facts)
 
     def instrument_app(self, app: Any) -> None:
         """Measure the requests of a FastAPI or Starlette application, and start and stop with it.
@@ -200,10 +195,7 @@ class Telemetry(Verbs):
         gone = self.meter_provider.forget(labels)
         self._leading.daily.forget(labels)
         self._forget_health(labels)
-        with self._lock:
-            for name, version_ in list(self._models):
-                if labels.items() <= {"model_name": name, "model_version": version_}.items():
-                    del self._models[name, version_]
+        self._models.forget(labels)
         return gone
 
     @property
@@ -285,7 +277,7 @@ class Telemetry(Verbs):
         deadline = time.monotonic() + timeout_s
         self.stop(timeout_s)
         left_s = max(0.1, deadline - time.monotonic())
-        calls: list[Callable[[], object]] = [partial(self.meter_provider.shutdown, left_s * 1e3)]
+        calls: list[Callable[[], object]] = [partial(self.meter_provider.shutdown, left_s * 1e3), self._models.close]
         if self.tracer_provider is not None:
             calls.append(self.tracer_provider.shutdown)
         call_within(left_s, *calls)
@@ -310,6 +302,10 @@ class Telemetry(Verbs):
         import asyncio
 
         await asyncio.to_thread(self.shutdown)
+
+    def _folder_of_the_group(self) -> Path | None:
+        """Where the workers share what is not in their ledgers; it is made anew by the first that joins."""
+        return None if self._group is None or self.meter_provider.ledger.path is None else self._group.folder
 
     # --- Wiring ----------------------------------------------------------------------------------------------
 
@@ -376,6 +372,7 @@ class Telemetry(Verbs):
         self._member.after_fork()
         self._leading.after_fork()
         self._tasks.after_fork()
+        self._models.after_fork()
         self._pauses.stop()
 
 

@@ -20,7 +20,7 @@ DOWNWARD = {
     "numbers": set(),
     "rules": {"metrics"},
     "profile": {"numbers"},
-    "sdk": {"metrics", "settings"},
+    "sdk": {"metrics", "numbers", "settings"},
     "sources": {"metrics"},
     "otlp": {"metrics", "sdk", "settings"},
     "daily": {"metrics", "numbers", "sdk"},
@@ -31,7 +31,8 @@ DOWNWARD = {
     "verbs": {"metrics", "model", "numbers", "sdk"},
     "web": {"metrics", "numbers", "sdk"},
 }
-DOWNWARD["leading"] = {"daily", "energy", "metrics", "otlp", "page_process", "sdk", "settings", "sources"}
+DOWNWARD["scores"] = {"metrics", "numbers", "profile", "sdk", "settings", "sources"}
+DOWNWARD["leading"] = {"daily", "energy", "metrics", "otlp", "page_process", "scores", "sdk", "settings", "sources"}
 DOWNWARD["page_process"] = {"sdk", "settings", "telemetry"}  # the child's side is on top of everything
 DOWNWARD["telemetry"] = set(DOWNWARD) - {"rules"}
 DOWNWARD["configure"] = {"sdk", "settings", "telemetry"}

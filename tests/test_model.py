@@ -539,12 +539,22 @@ async def test_fastapi_sees_the_parameters_of_a_decorated_endpoint(recorded, mod
     assert recorded.count_and_sum(PREDICTION_VALUES, HOUSING) == (2, 8.0)
 
 
-def test_prediction_takes_no_argument_that_does_nothing(model):
-    """What does not exist yet is a TypeError, not an argument that is ignored."""
-    with pytest.raises(TypeError):
-        model.prediction(features=[[1.0]])
-    with pytest.raises(TypeError):
-        model.prediction(lambda row: row)
+def test_features_without_a_profile_are_said_to_do_nothing(model, caplog):
+    """A model that has nothing to compare its features with says so, once, and predicts on."""
+    for _ in range(2):
+        with model.prediction(features=[1.0]) as prediction:
+            prediction.values = 1.0
+    assert [each.getMessage() for each in caplog.records] == [
+        "housing v1 has no profile: its features are not compared"
+    ]
+
+
+def test_a_decorator_does_not_take_the_features_of_one_call(model):
+    """A decorator given a row, which would be that of each call, is an error that says what is expected."""
+    with pytest.raises(TypeError, match="features is .* expected of a decorator a function"):
+        model.prediction(features=[1.0])(float)
+    with pytest.raises(TypeError, match="id is 'a', expected of a decorator a function"):
+        model.prediction(id="a")(float)
 
 
 # --- Loading and status ------------------------------------------------------------------------------------
@@ -689,7 +699,9 @@ def test_the_infos_of_two_versions_stand_side_by_side(recorded):
         ({"features": 8.0}, TypeError, "features is 8.0"),
         ({"features": True}, TypeError, "features is True"),
         ({"features": ["rooms"]}, TypeError, "features is .* expected the number of features"),
-        ({"profile": "housing.json"}, TypeError, "profile"),
+        ({"profile": "no such file.json"}, OSError, "no such file.json"),
+        ({"profile": 7}, TypeError, "profile is 7"),
+        ({"positive": 1}, TypeError, "positive is 1"),
     ],
 )
 def test_a_mistake_in_the_call_names_the_argument(recorded, arguments, error, message):

@@ -108,6 +108,12 @@ EXAMPLES: dict[str, tuple[str, Any, Any]] = {
     "group": ("blue", "green", "blue"),
     "gpus": ("all", "visible", "all"),
     "prediction_energy": ("TRUE", False, True),
+    "latency_window": ("60", 30.0, 60.0),
+    "drift_window": ("7200", 60.0, 7200.0),
+    "drift_samples": ("100", 50, 100),
+    "quality_window": ("3600", 60.0, 3600.0),
+    "model_counts": ("true", False, True),
+    "receipt_key": ("a key of some length", "another key of the same", "a key of some length"),
     "page_process": ("TRUE", False, True),
     "web_config_file": ("/etc/web.config.yml", None, Path("/etc/web.config.yml")),
     "max_ledger_bytes": ("1000000", 65_536, 1_000_000),
@@ -292,6 +298,12 @@ WRONG_ARGUMENTS: list[tuple[str, Any, type[Exception]]] = [
     ("gpus", "some", ValueError),
     ("gpus", 0, TypeError),
     ("prediction_energy", "true", TypeError),
+    ("latency_window", 0, ValueError),
+    ("drift_window", 91 * 86_400, ValueError),
+    ("drift_samples", 0, ValueError),
+    ("quality_window", "1h", TypeError),
+    ("model_counts", 1, TypeError),
+    ("receipt_key", 5, TypeError),
     ("page_process", "true", TypeError),
     ("page_process", 1, TypeError),
     ("web_config_file", "web.config.yml", ValueError),
@@ -481,3 +493,12 @@ def test_settings_do_not_change():
     with pytest.raises(dataclasses.FrozenInstanceError):
         from_env().port = 1  # type: ignore[misc]
     assert len({from_env(), from_env(), from_env(port=1)}) == 2
+
+
+@pytest.mark.parametrize("key", ["too short", "long enough, as it seems,short"])
+def test_a_key_that_can_be_guessed_is_refused_without_being_shown(key: str):
+    """A key of fewer than 16 characters is an error that does not print it, and no repr shows one."""
+    with pytest.raises(ValueError, match=f"receipt_key is 'a text of {len(key)} characters', expected") as caught:
+        Settings(receipt_key=key)
+    assert key not in str(caught.value)
+    assert "a key of some length" not in repr(Settings(receipt_key="a key of some length"))

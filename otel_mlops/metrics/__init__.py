@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import chain
 
-from otel_mlops.metrics import gpu, machine
+from otel_mlops.metrics import gpu, machine, model
 from otel_mlops.metrics.gpu import *  # noqa: F403  (every row of it is one of this module)
 from otel_mlops.metrics.machine import *  # noqa: F403
+from otel_mlops.metrics.model import *  # noqa: F403
 from otel_mlops.metrics.row import Across as Across
 from otel_mlops.metrics.row import Kind as Kind
 from otel_mlops.metrics.row import Metric as Metric
@@ -29,6 +30,7 @@ TASK_RESULTS = ("success", "error", "missed")
 
 DROP_REASONS = (
     "type", "not_finite", "negative", "callback", "queue_full", "energy", "undeclared", "attributes", "duplicate",
+    "shape", "truth",
 )
 
 REFUSALS = ("auth", "busy", "rate", "request", "tls")
@@ -234,7 +236,8 @@ DROPPED = Metric(
     ("reason",), values={"reason": DROP_REASONS},
     note="`type` is a value that is no number; `negative` one for a metric that only grows; `callback` a callback "
     "that raised; `queue_full` a span that waited too long; `energy` a prediction call without energy, as nobody could "
-    "read it in time; the rest are faults of a source.",
+    "read it in time; `shape` features that are no row of the profile's, or answers that are not as many as their scores; `truth` a "
+    "prediction that has waited for its truth in vain; the rest are faults of a source.",
 )
 EXPORT_FAILURES = Metric(
     "otel_mlops.export.failures", "counter", "{export}", "Exports over OTLP that failed.",
@@ -265,12 +268,16 @@ DOMAINS: Mapping[str, tuple[Metric, ...]] = {
     ),
     "Predictions": (
         PREDICTIONS, PREDICTION_DURATION, PREDICTION_VALUES, PREDICTIONS_IN_PROGRESS, PREDICTION_ERRORS,
-        PREDICTION_BATCH_SIZE, PREDICTION_LATENCY_P95, PREDICTION_LATENCY_P99, DAILY_PREDICTIONS,
+        PREDICTION_BATCH_SIZE, PREDICTION_LATENCY_P95, PREDICTION_LATENCY_P99, DAILY_PREDICTIONS, *model.PREDICTION,
     ),
     "Models": (
         MODEL_INFO, MODEL_LOAD_DURATION, MODEL_STATUS, MODEL_ACCURACY, MODEL_RMSE, MODEL_MAE, MODEL_R2,
         MODEL_DRIFT_SCORE,
     ),
+    "Features and drift": model.DRIFT,
+    "Late truth": model.QUALITY,
+    "Comparisons": model.COMPARISON,
+    "Generating models": model.GENERATION,
     "Database": (DATABASE_OPERATIONS, DATABASE_OPERATION_DURATION),
     "System": machine.SYSTEM,
     "Containers": machine.CONTAINER,

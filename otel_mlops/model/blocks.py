@@ -48,6 +48,7 @@ class Block:
             @wraps(func)
             async def run_async(*args: P.args, **kwargs: P.kwargs) -> Any:
                 with self._another() as block:
+                    block.called(args, kwargs)
                     result = await func(*args, **kwargs)  # type: ignore[misc]
                     block.returned(result)
                 return result
@@ -57,6 +58,7 @@ class Block:
         @wraps(func)
         def run(*args: P.args, **kwargs: P.kwargs) -> R:
             with self._another() as block:
+                block.called(args, kwargs)
                 result = func(*args, **kwargs)
                 block.returned(result)
             return result
@@ -65,6 +67,9 @@ class Block:
 
     def _another(self) -> Self:
         raise NotImplementedError
+
+    def called(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Be told what the decorated function is called with."""
 
     def returned(self, result: object) -> None:
         """Be told what the decorated function returned."""

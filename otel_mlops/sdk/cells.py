@@ -34,6 +34,12 @@ class CellSeries(Series):
             # The cells anew each time: the series may move between two of them.
             self.cells[index] += 1.0
 
+    def record(self, index: int, amount: float) -> None:
+        """Add 1 to one cell, and an amount to the last one."""
+        cells = self.cells  # in one breath, or the series might move in the middle
+        cells[index] += 1.0
+        cells[-1] += amount
+
     def add(self, amounts: Iterable[tuple[int, float]]) -> None:
         """Add finite amounts to cells, all of them or, to whoever reads meanwhile, some already."""
         with self.stream.ledger.lock:  # the series must not move in the middle
@@ -46,6 +52,9 @@ class NoCells:
     """The cells of a provider that is disabled."""
 
     def count(self, indices: Iterable[int]) -> None:
+        """Do nothing."""
+
+    def record(self, index: int, amount: float) -> None:
         """Do nothing."""
 
     def add(self, amounts: Iterable[tuple[int, float]]) -> None:

@@ -22,6 +22,7 @@ from otel_mlops.sdk.merge import combine_by, newest_exemplars, told_last, worst_
 from otel_mlops.sdk.peers import identity_of
 from otel_mlops.sdk.points import Points, Reading, Said, Told, metrics_data
 from otel_mlops.sdk.records import encode
+from otel_mlops.sdk.sketch import LATENCY
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.metrics.export import MetricReader, MetricsData
@@ -110,7 +111,7 @@ class GroupPoints(Points):
             return False
         if stream.rule == "sum" and not stream.observed and reading.start_ns > told.start_ns:
             return False  # forgotten by all: of the others a worker may leave, or a callback be silent for a while
-        counts = {"counter": slice(1), "histogram": slice(-1)}.get(stream.kind, slice(0))
+        counts = {"counter": slice(1), "histogram": slice(-1), "cells": slice(-1)}.get(stream.kind, slice(0))
         return all(now >= then for now, then in zip(reading.values[counts], told.values[counts], strict=True))
 
     def _remember(self, said: list[Said]) -> None:
@@ -138,7 +139,9 @@ def _arrange(shares: list[Share]) -> list[_Together]:
     bounds: dict[bytes, Any] = {}
     for stream, every, worker in shares:
         if stream.kind == "cells":
-            continue
+            if stream.name != LATENCY.cells or stream.size != LATENCY.size:
+                continue
+            stream = LATENCY  # noqa: PLW2901 (what it is called outside)
         about, scope = (*identity_of(stream), stream.observed), stream.scope
         # Ours come first: a ledger does not tell the attributes of a scope.
         scope = scopes.setdefault((scope.name, scope.version, scope.schema_url), scope)

@@ -20,6 +20,9 @@ from opentelemetry.sdk.metrics._internal.instrument import (
 )
 from opentelemetry.sdk.metrics.export import (
     AggregationTemporality,
+    Buckets,
+    ExponentialHistogram,
+    ExponentialHistogramDataPoint,
     Gauge,
     Histogram,
     HistogramDataPoint,
@@ -31,6 +34,8 @@ from opentelemetry.sdk.metrics.export import (
     Sum,
 )
 from opentelemetry.sdk.metrics.view import DefaultAggregation, ExplicitBucketHistogramAggregation
+
+from otel_mlops.numbers.sketch import exponential_histogram
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.metrics.export import MetricReader
@@ -46,6 +51,7 @@ _CLASSES = {
     ("counter", False): _Counter,
     ("updown", False): _UpDownCounter,
     ("histogram", False): _Histogram,
+    ("cells", False): _Histogram,
     ("gauge", False): _Gauge,
     ("counter", True): _ObservableCounter,
     ("updown", True): _ObservableUpDownCounter,
@@ -89,7 +95,8 @@ class Points:
         for (kind, observed), of in _CLASSES.items():
             asked: Any = reader._instrument_class_aggregation[of]
             plain = isinstance(asked, ExplicitBucketHistogramAggregation) and asked._boundaries is None
-            if not observed and not isinstance(asked, DefaultAggregation) and not (kind == "histogram" and plain):
+            fits = kind == "cells" or isinstance(asked, DefaultAggregation) or (kind == "histogram" and plain)
+            if not observed and not fits:
                 _logger.warning(
                     "%s asks for the %s of a %s, which is the same for all readers here: a view can change it",
                     type(reader).__name__,
@@ -140,6 +147,8 @@ class Points:
                 start_ns = began_ns
         if stream.kind == "histogram":
             return self._histogram_point(reading, stream.bounds, values, start_ns, now_ns)
+        if stream.kind == "cells":
+            return _sketch_point(reading, values, start_ns, now_ns)
         return NumberDataPoint(
             attributes=dict(reading.attributes),
             start_time_unix_nano=start_ns if is_sum else None,  # type: ignore[arg-type]
@@ -173,7 +182,29 @@ class Points:
         )
 
 
-def _data(stream: Any, points: list[Any], temporality: AggregationTemporality) -> Sum | Gauge | Histogram:
+def _sketch_point(reading: Reading, values: list[float], start_ns: int, now_ns: int) -> ExponentialHistogramDataPoint:
+    sketch = exponential_histogram(values[:-1])
+    return ExponentialHistogramDataPoint(
+        attributes=dict(reading.attributes),
+        start_time_unix_nano=start_ns,
+        time_unix_nano=now_ns,
+        count=sketch.zero_count + sum(sketch.bucket_counts),
+        sum=values[-1],
+        scale=sketch.scale,
+        zero_count=sketch.zero_count,
+        positive=Buckets(sketch.offset, sketch.bucket_counts),
+        negative=Buckets(0, []),
+        flags=0,
+        min=None,  # type: ignore[arg-type]
+        max=None,  # type: ignore[arg-type]
+    )
+
+
+def _data(
+    stream: Any, points: list[Any], temporality: AggregationTemporality
+) -> Sum | Gauge | Histogram | ExponentialHistogram:
+    if stream.kind == "cells":
+        return ExponentialHistogram(data_points=points, aggregation_temporality=temporality)
     if stream.kind == "histogram":
         return Histogram(data_points=points, aggregation_temporality=temporality)
     if stream.kind == "gauge":

@@ -15,9 +15,9 @@ def _locked(recording: type[Series], *verbs: str) -> type[Series]:
     def under_lock(verb: str) -> Any:
         plain = getattr(recording, verb)
 
-        def method(self: Series, value: Any) -> None:
+        def method(self: Series, *values: Any) -> None:
             with self.stream.lock:
-                plain(self, value)
+                plain(self, *values)
 
         method.__doc__ = plain.__doc__
         return method
@@ -30,7 +30,7 @@ LOCKED: dict[str, type[Series]] = {
     "updown": _locked(UpDownSeries, "add"),
     "gauge": _locked(GaugeSeries, "set"),
     "histogram": _locked(HistogramSeries, "record", "record_many"),
-    "cells": _locked(CellSeries, "count", "add"),
+    "cells": _locked(CellSeries, "count", "record", "add"),
 }
 LOCK_FREE: dict[str, type[Series]] = {
     "counter": CounterSeries,

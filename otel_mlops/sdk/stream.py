@@ -93,8 +93,9 @@ class Stream:
         """How workers combine."""
         if self.row is None:
             return rule_of(self.name, self.kind, observed=self.observed)
-        # What the leader works out of everybody's numbers, today's count say, is not added to another leader's.
-        return "once" if self.observed and self.row.across == "sum" else self.row.across
+        # What the leader works out of everybody's numbers, today's count say, is not added to another leader's, and
+        # does not outlive it as what a service has set does.
+        return "once" if self.observed and self.row.across in ("sum", "latest") else self.row.across
 
     @property
     def states(self) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ ExemplarFilter = Literal["trace_based", "always_on", "always_off"]
 Gpus = Literal["visible", "all"]
 Instrumentation = Literal["auto", "fastapi", "opentelemetry", "none"]
 
-SOURCES = ("host", "container", "process", "nvidia", "amd")
+SOURCES = ("host", "container", "process", "nvidia", "amd", "models")
 """The names of the sources there are."""
 
 _PREFIX = "OTEL_MLOPS_"
@@ -61,6 +61,8 @@ class Setting:
     """The default in words, where it is worked out."""
     secret: bool = False
     """Whether the value may hold a credential; then only its host is ever shown."""
+    masked: bool = False
+    """Whether the value is a secret, and never shown."""
 
     def check(self, value: object) -> Any:
         """Return the value to keep for an argument.
@@ -89,6 +91,8 @@ class Setting:
 
     def shown(self, value: object) -> object:
         """Return a value as messages may show it: of a URL with credentials no more than the host."""
+        if self.masked and isinstance(value, str):
+            return f"a text of {len(value)} characters"
         if not self.secret or not isinstance(value, str):
             return value
         return re.sub(r"^(\w+://)?(?:.*@)?([^/?#]*).*$", r"\1\2", value, flags=re.DOTALL)
@@ -145,6 +149,24 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("prediction_energy", ("OTEL_MLOPS_PREDICTION_ENERGY",), "True, False or None", values.or_none(values.flag),
             "Whether the GPUs' energy is shared out among the predictions; None is where there is an NVIDIA GPU.",
             read=values.flag_from, expected_text="true or false"),
+    Setting("latency_window", ("OTEL_MLOPS_LATENCY_WINDOW",),
+            f"seconds, {values.SHORTEST_S} to {values.LONGEST_WINDOW_S}", values.window,
+            "How far back the percentiles of a model's latency look, in seconds.", read=float),
+    Setting("drift_window", ("OTEL_MLOPS_DRIFT_WINDOW",),
+            f"seconds, {values.SHORTEST_S} to {values.LONGEST_WINDOW_S}", values.window,
+            "How far back the drift of features and predictions looks, in seconds.", read=float),
+    Setting("drift_samples", ("OTEL_MLOPS_DRIFT_SAMPLES",), "a whole number from 1", values.whole(1),
+            "How many rows the drift window must hold before a drift is called one.", read=int),
+    Setting("quality_window", ("OTEL_MLOPS_QUALITY_WINDOW",),
+            f"seconds, {values.SHORTEST_S} to {values.LONGEST_WINDOW_S}", values.window,
+            "How far back the scores of late truth and of comparisons look, in seconds.", read=float),
+    Setting("model_counts", ("OTEL_MLOPS_MODEL_COUNTS",), "True or False", values.flag,
+            "Whether the counts behind the scores stand on the page too, so that PromQL can work the scores out for "
+            "a whole fleet.", read=values.flag_from, expected_text="true or false"),
+    Setting("receipt_key", ("OTEL_MLOPS_RECEIPT_KEY",), "a text of at least 16 characters, or several with commas "
+            "between them, or None", values.or_none(values.keys),
+            "What receipts of predictions are signed with: with the first, and read with all. Have the same in all "
+            "workers and machines.", default="a random one of this group, until it ends", masked=True),
     Setting("state_dir", ("OTEL_MLOPS_STATE_DIR",), "the absolute path of a folder, or None",
             values.or_none(values.folder), "Where the workers keep their numbers.", default="shared memory"),
     Setting("group", ("OTEL_MLOPS_GROUP",), "a name or None", values.or_none(values.text),
@@ -205,6 +227,12 @@ class Settings:
     sources: tuple[str, ...] = SOURCES
     gpus: Gpus = "visible"
     prediction_energy: bool | None = None
+    latency_window: float = 300.0
+    drift_window: float = 3600.0
+    drift_samples: int = 500
+    quality_window: float = 86_400.0
+    model_counts: bool = False
+    receipt_key: str | None = field(default=None, repr=False)
     state_dir: Path | None = None
     group: str | None = None
     page_process: bool | None = None

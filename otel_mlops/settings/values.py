@@ -23,6 +23,9 @@ SMALLEST_LEDGER_BYTES = 64 * 1024
 """One segment of a ledger: with less there would be no series at all."""
 LONGEST_S = 86_400
 """A day: the longest interval that makes sense, and far below what a timer can hold."""
+LONGEST_WINDOW_S = 90 * 86_400
+"""Three months: no later than that is a model judged by what it once saw."""
+_SHORTEST_KEY = 16
 
 
 def flag(value: Any) -> bool:
@@ -95,6 +98,22 @@ def seconds(value: Any) -> float:
     if not SHORTEST_S <= value <= LONGEST_S:
         raise ValueError
     return float(value)
+
+
+def window(value: Any) -> float:
+    """Accept the length of a window, three months at most."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError
+    if not SHORTEST_S <= value <= LONGEST_WINDOW_S:
+        raise ValueError
+    return float(value)
+
+
+def keys(value: Any) -> str:
+    """Accept keys with commas between them, none of which is short enough to be guessed."""
+    if any(len(key.strip()) < _SHORTEST_KEY for key in text(value).split(",")):
+        raise ValueError
+    return str(value)
 
 
 def host(value: Any) -> str:
