@@ -10,7 +10,7 @@ import platform
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks import energy, gpu, imports, latency, page, record, request
+from benchmarks import drift, energy, gpu, imports, latency, page, record, request
 from benchmarks.measure import Line
 
 TOPICS: dict[str, Callable[..., Iterator[Line]]] = {
@@ -21,6 +21,7 @@ TOPICS: dict[str, Callable[..., Iterator[Line]]] = {
     "imports": imports.lines,
     "gpu": gpu.lines,
     "energy": energy.lines,
+    "drift": drift.lines,
 }
 PACKAGES = (
     "otel-mlops",
@@ -32,6 +33,7 @@ PACKAGES = (
     "starlette-exporter",
     "fastapi",
     "numpy",
+    "whylogs",
 )
 ROW = "{:<41} {:>9}  {:<34} {:>9}  {:>8}  {:>8}  {}"
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
 from statistics import quantiles
 from typing import Any
 
@@ -74,9 +75,8 @@ def whylogs_row(width: int) -> Contender:
     """One row of whylogs, which takes it by name, into a profile that exists."""
 
     def prepare() -> Work:
-        from whylogs.core import DatasetProfile
-
-        return Work("track(row)", {"track": DatasetProfile().track, "row": by_name(rows(width)[0])})
+        profile = import_module("whylogs.core").DatasetProfile()
+        return Work("track(row)", {"track": profile.track, "row": by_name(rows(width)[0])})
 
     return prepare
 

@@ -16,7 +16,7 @@ from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID
 
 from otel_mlops import metrics as rows
 from otel_mlops.sdk.bounded import call_within
-from otel_mlops.sdk.group import group_of
+from otel_mlops.sdk.group import group_of, lasting_folder
 from otel_mlops.sdk.ledger import Ledger
 from otel_mlops.sdk.member import Member
 from otel_mlops.sdk.provider import MeterProvider, exemplar_filter
@@ -95,7 +95,7 @@ class Telemetry(Verbs):
         super().__init__(self.meter_provider)
         self._models = Models(
             self.meter_provider,
-            Ways(self.meter_provider, settings.receipt_key, self._folder_of_the_group, clock),
+            Ways(self.meter_provider, settings.receipt_key, self._folder_of_truths, clock),
         )
         self.meter = self.meter_provider.get_meter(settings.service_name, settings.service_version)
         self.tracer_provider = self._open_tracer_provider()
@@ -303,9 +303,16 @@ class Telemetry(Verbs):
 
         await asyncio.to_thread(self.shutdown)
 
-    def _folder_of_the_group(self) -> Path | None:
-        """Where the workers share what is not in their ledgers; it is made anew by the first that joins."""
-        return None if self._group is None or self.meter_provider.ledger.path is None else self._group.folder
+    def _folder_of_truths(self) -> Path | None:
+        """Where the workers keep what late truths are found by; that of the group is made anew by its first worker."""
+        if self._group is None:
+            return None
+        try:
+            lasting = lasting_folder(self.settings, self._group)
+        except OSError as error:
+            _logger.debug("what waits for its truth does not outlast this service: %s", error)
+            lasting = None
+        return lasting or (None if self.meter_provider.ledger.path is None else self._group.folder)
 
     # --- Wiring ----------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from otel_mlops import metrics as rows
-from otel_mlops.model.facts import check_text, describe, facts_of, set_info
+from otel_mlops.facts import check_text, describe, facts_of, set_info
 from otel_mlops.numbers.values import ValuesReader, is_number
 
 if TYPE_CHECKING:

@@ -56,7 +56,7 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]):
     assert capsys.readouterr().out == f"otel-mlops {metadata.version('otel-mlops')}\n"
 
 
-@pytest.mark.parametrize("command", [[], ["demo"], ["doctor"], ["render"]])
+@pytest.mark.parametrize("command", [[], ["demo"], ["doctor"], ["profile"], ["render"]])
 def test_the_help_is_told(capsys: pytest.CaptureFixture[str], command: list[str]):
     """Each command has a help, and ends with 0 after it."""
     with pytest.raises(SystemExit) as end:

@@ -25,10 +25,11 @@ DOWNWARD = {
     "otlp": {"metrics", "sdk", "settings"},
     "daily": {"metrics", "numbers", "sdk"},
     "energy": {"metrics", "numbers", "sdk", "settings", "sources"},
-    "model": {"metrics", "numbers", "profile", "sdk"},
+    "facts": {"metrics", "sdk"},
+    "model": {"facts", "metrics", "numbers", "profile", "sdk"},
     "pauses": {"metrics", "sdk"},
     "tasks": {"metrics", "numbers", "sdk"},
-    "verbs": {"metrics", "model", "numbers", "sdk"},
+    "verbs": {"facts", "metrics", "numbers", "sdk"},
     "web": {"metrics", "numbers", "sdk"},
 }
 DOWNWARD["scores"] = {"metrics", "numbers", "profile", "sdk", "settings", "sources"}

@@ -19,6 +19,7 @@ from fastapi import Body, Depends, FastAPI
 from httpx import ASGITransport, AsyncClient
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
+from otel_mlops.facts import describe
 from otel_mlops.metrics import (
     DROPPED,
     MODEL_INFO,
@@ -34,7 +35,6 @@ from otel_mlops.metrics import (
     Metric,
 )
 from otel_mlops.model import Model
-from otel_mlops.model.facts import describe
 from otel_mlops.sdk.provider import MeterProvider
 from otel_mlops.sdk.series import GaugeSeries
 from otel_mlops.sdk.stream import Stream
@@ -551,7 +551,7 @@ def test_features_without_a_profile_are_said_to_do_nothing(model, caplog):
 
 def test_a_decorator_does_not_take_the_features_of_one_call(model):
     """A decorator given a row, which would be that of each call, is an error that says what is expected."""
-    with pytest.raises(TypeError, match="features is .* expected of a decorator a function"):
+    with pytest.raises(TypeError, match=r"features is .* expected of a decorator a function"):
         model.prediction(features=[1.0])(float)
     with pytest.raises(TypeError, match="id is 'a', expected of a decorator a function"):
         model.prediction(id="a")(float)
@@ -790,7 +790,7 @@ def test_a_lock_held_at_the_fork_does_not_hang_the_child():
     """A forked child can set the status although a thread of the parent was just setting one."""
     program = """
 import os, signal, threading
-from otel_mlops import model as models
+from otel_mlops import facts, model as models
 from otel_mlops.sdk.provider import MeterProvider
 
 provider = MeterProvider(shutdown_on_exit=False)
@@ -798,12 +798,12 @@ model = models.Model(provider, name="housing", version="v1")
 held, done = threading.Event(), threading.Event()
 
 def hold():
-    with models._lock:
+    with facts._lock:
         held.set()
         done.wait(30)
 
 threading.Thread(target=hold).start()
-held.wait(30)
+assert held.wait(30)
 child = os.fork()
 if child == 0:
     signal.alarm(10)

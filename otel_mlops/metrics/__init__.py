@@ -236,8 +236,8 @@ DROPPED = Metric(
     ("reason",), values={"reason": DROP_REASONS},
     note="`type` is a value that is no number; `negative` one for a metric that only grows; `callback` a callback "
     "that raised; `queue_full` a span that waited too long; `energy` a prediction call without energy, as nobody could "
-    "read it in time; `shape` features that are no row of the profile's, or answers that are not as many as their scores; `truth` a "
-    "prediction that has waited for its truth in vain; the rest are faults of a source.",
+    "read it in time; `shape` features that are no row of the profile's, or answers that are not as many as what "
+    "belongs to them; `truth` a prediction that has waited for its truth in vain; the rest are faults of a source.",
 )
 EXPORT_FAILURES = Metric(
     "otel_mlops.export.failures", "counter", "{export}", "Exports over OTLP that failed.",

@@ -110,6 +110,10 @@ MODEL_REFERENCE_BIN_RATIO = Metric(
     "model.reference.bin.ratio", "gauge", "1", "Share of training's rows by feature and bin.",
     (*_OF, "feature", "bin"), "once", note="Only with OTEL_MLOPS_MODEL_COUNTS.",
 )
+MODEL_REFERENCE_SAMPLES = Metric(
+    "model.reference.samples", "gauge", "{row}", "Training's rows by feature.",
+    (*_OF, "feature"), "once", note="Only with OTEL_MLOPS_MODEL_COUNTS.",
+)
 
 # --- Quality, where the truth is known -----------------------------------------------------------------------
 
@@ -213,10 +217,11 @@ MODEL_COMPARED = Metric(
 
 # --- Generating models ---------------------------------------------------------------------------------------
 
-_ASKED = ("gen_ai.operation.name", "gen_ai.provider.name", "gen_ai.request.model")
+_ASKED = ("gen_ai.operation.name", "gen_ai.provider.name", "gen_ai.request.model", "gen_ai.response.model")
 GEN_AI_SERVER_REQUEST_DURATION = Metric(
     "gen_ai.server.request.duration", "histogram", "s", "Time of one request to a generating model.",
     _ASKED, buckets=_REQUEST_S, optional_attributes=("error.type",),
+    note="With `error.type`, the exception's class, where one was raised; the next three are of the others only.",
 )
 GEN_AI_SERVER_TIME_TO_FIRST_TOKEN = Metric(
     "gen_ai.server.time_to_first_token", "histogram", "s", "Time to the first token of an answer.",
@@ -240,6 +245,7 @@ PREDICTION = (
 DRIFT = (
     MODEL_DRIFT_THRESHOLD, MODEL_DRIFT_DETECTED, MODEL_DRIFT_WINDOW_SAMPLES, MODEL_DRIFT_FEATURES,
     MODEL_DRIFT_DISTANCE, MODEL_FEATURE_MISSING, MODEL_FEATURE_INVALID, MODEL_FEATURE_BIN, MODEL_REFERENCE_BIN_RATIO,
+    MODEL_REFERENCE_SAMPLES,
 )  # fmt: skip
 QUALITY = (
     MODEL_PRECISION, MODEL_RECALL, MODEL_F1, MODEL_MATTHEWS, MODEL_AUC, MODEL_BRIER, MODEL_LOG_LOSS,

@@ -6,9 +6,9 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
+from otel_mlops.facts import ModelStatus, check_text, describe, facts_of
 from otel_mlops.metrics import MODEL_LOAD_DURATION
 from otel_mlops.model.blocks import Loading
-from otel_mlops.model.facts import ModelStatus, check_text, describe, facts_of, is_classifier
 from otel_mlops.model.prediction import Prediction, PredictionSeries
 from otel_mlops.model.truth import Truth
 from otel_mlops.model.ways import MAX_AGE_S, Ways
@@ -61,7 +61,6 @@ class Model:
             features = len(self.profile.features)
         self._facts = facts_of(instruments, self._labels)
         self._ways = ways or Ways(instruments)
-        self._type = type
         self._has_told = False
         self._truth = Truth(
             instruments,
@@ -74,7 +73,7 @@ class Model:
             clock=self._ways.clock,
         )
         self._series = PredictionSeries(
-            instruments, self._labels, self._truth, self._open_inputs(), classifies=is_classifier(type)
+            instruments, self._labels, self._truth, self._open_inputs(), classifies=self._truth.classifies
         )
         self._load_duration = instruments.instrument(MODEL_LOAD_DURATION).bind(self._labels)
         self.info(stage=stage, type=type, features=features)
@@ -171,17 +170,14 @@ class Model:
 
         if not isinstance(other, Model):
             raise TypeError(f"other is {other!r:.200}, expected a Model")
-        classifies = is_classifier(self._type) or is_classifier(other._type)
+        classifies = self._truth.classifies or other._truth.classifies
         return Shadow(self._instruments, self._labels, other._labels, classifies or None)
 
     def generation(self, operation: str = "chat", *, provider: str, request_model: str | None = None) -> Generation:
-        """Time one request to a generating model, its tokens and its first one, as a `with` block.
-
-        Errors:  TypeError or ValueError that names the argument.
-        """
+        """Time one request to a generating model, its tokens and its first one, as a `with` block."""
         from otel_mlops.model.generation import Generation
 
-        return Generation(self._instruments, operation, provider=provider, request_model=request_model or self.name)
+        return Generation(self._instruments, self._labels, operation, provider=provider, request_model=request_model)
 
     def _open_inputs(self) -> Inputs | None:
         if self.profile is None:

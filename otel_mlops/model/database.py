@@ -37,8 +37,8 @@ _FORK_PATIENCE_S = 1.0
 _NO_FILE = (0, 0)
 """The identity of what is in memory alone."""
 
-_BUSY, _FULL, _MALFORMED = {5, 6, 15}, {13}, {1, 11, 26}
-"""SQLite's codes: BUSY, LOCKED and PROTOCOL; FULL; CORRUPT, NOTADB, and ERROR, which is a table that is missing."""
+_BUSY, _FULL, _DAMAGED = {5, 6, 15}, {13}, {11, 26}
+"""SQLite's codes: BUSY, LOCKED and PROTOCOL; FULL; CORRUPT and NOTADB."""
 
 
 class StoreError(Exception):
@@ -147,7 +147,8 @@ class Database:
             return "full"
         found = self._identity
         self._close()
-        if code in _MALFORMED and self._path is not None and found is not None:
+        is_damaged = code in _DAMAGED or "no such table" in str(error)
+        if is_damaged and self._path is not None and found is not None:
             self._move_away(self._path, found, error)
         return "unavailable"
 

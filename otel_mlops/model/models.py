@@ -6,8 +6,8 @@ import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from otel_mlops.facts import check_text
 from otel_mlops.model import Model, describe_model, load_profile
-from otel_mlops.model.facts import check_text
 
 if TYPE_CHECKING:
     from otel_mlops.model.ways import Ways

@@ -179,7 +179,7 @@ class Phases:
         self._labels = labels
         self._bound: dict[str, Any] = {}
 
-    def record(self, name: str, seconds: float) -> None:
+    def record(self, name: Any, seconds: float) -> None:
         """Record how long a phase took; what is named like none of the first names pays for being looked up."""
         found = self._bound.get(name) if type(name) is str else None
         if found is None:

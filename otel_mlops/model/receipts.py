@@ -51,7 +51,7 @@ _PARTS_AND_TIME = struct.Struct(">Bd")
 _DOUBLE = struct.Struct(">d")
 
 _TO_URL_SAFE = bytes.maketrans(b"+/", b"-_")
-_FROM_URL_SAFE = bytes.maketrans(b"-_+/", b"+/!!")  # the usual alphabet's own are no part of this one
+_FROM_URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 
 class Answer(NamedTuple):
@@ -205,8 +205,6 @@ def _pack_scores(scores: Mapping[str, float], room: int) -> bytes:
 
 def _unpack_label(packed: bytes, offset: int) -> tuple[str, int]:
     end = offset + 1 + packed[offset]
-    if end > len(packed):
-        raise IndexError("a label is cut off")
     return packed[offset + 1 : end].decode("utf-8", "surrogatepass"), end
 
 
@@ -245,5 +243,5 @@ def _content_of(receipt: object) -> bytes:
     except ValueError:  # neither ASCII nor base64
         raise ReceiptError("invalid") from None
     if _text_of(content) != text.decode("ascii"):
-        raise ReceiptError("invalid")  # its last character has bits that say nothing
+        raise ReceiptError("invalid")  # of the other alphabet, or with bits in the end that say nothing
     return content

@@ -64,7 +64,7 @@ class Shadow:
         error: Exception | None = None
         for pair in self._pairs(first, second, actual, odd):
             try:
-                self._add(*pair, answers, truths)
+                self._add(answers, truths, *pair)
             except OverflowError as failure:
                 odd["not_finite"] += 1
                 error = failure
@@ -97,20 +97,19 @@ class Shadow:
         odd["shape"] += 1
         return ()
 
-    def _add(self, first: Any, second: Any, actual: Any, answers: list[float], truths: list[float]) -> None:
+    def _add(self, answers: list[float], truths: list[float], first: Any, second: Any, actual: Any) -> None:
         """Add one pair, and its truth if that is known.
 
         Errors:  OverflowError for what is not finite, any other for what is neither a label nor a number.
         """
-        first, second = _plain(first), _plain(second)
         is_label = self._classification
         if is_label is None:
+            first, second = _plain(first), _plain(second)
             is_label = type(first) in (str, bool) and type(second) in (str, bool)
         read: Any = _label if is_label else _number
         first, second = read(first), read(second)
         (pairs.add_labels if is_label else pairs.add_numbers)(answers, first, second)
-        actual = _plain(actual)
-        if not is_missing(actual):
+        if actual is not None and not is_missing(actual := _plain(actual)):
             (pairs.add_true_label if is_label else pairs.add_true_number)(truths, first, second, read(actual))
 
 
@@ -144,6 +143,9 @@ def _plain(value: Any) -> Any:
 
 
 def _label(value: Any) -> str:
+    if type(value) is str:
+        return value
+    value = _plain(value)
     if isinstance(value, float) and not isfinite(value):
         raise OverflowError(value)
     label = category_of(value)
@@ -153,8 +155,10 @@ def _label(value: Any) -> str:
 
 
 def _number(value: Any) -> float:
-    if not is_number(value):
-        raise TypeError(type(value).__qualname__)
+    if type(value) is not float:
+        value = _plain(value)
+        if not is_number(value):
+            raise TypeError(type(value).__qualname__)
     number = float(value)
     if not -pairs.LARGEST <= number <= pairs.LARGEST:
         raise OverflowError(number)

@@ -117,8 +117,6 @@ def error_difference(truths: Sequence[float], totals: Sequence[float], level: fl
     n, unequal, total, squares = truths[4:]
     if not n or not (unequal == 0.0 or _has_digits(squares, totals[7], n)):
         return None
-    if unequal == 0.0:
-        total = squares = 0.0
     return ErrorDifference(total / n, mean_interval(n, total, squares, level))
 
 

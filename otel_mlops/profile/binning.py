@@ -61,7 +61,9 @@ class Binning:
         `frame[name]`), or a mapping whose first feature that is not None is a column: a list, tuple, array or series.
         An iterator is neither: to read it would take the values from the model.
 
-        >>> binning = Binning([Numeric("rooms", edges=(2.0, 4.0), counts=(1, 1, 1, 0), minimum=1.0, maximum=9.0)])
+        >>> from otel_mlops.profile import Numeric
+        >>> rooms = Numeric("rooms", edges=(2.0, 4.0), counts=(1, 1, 1, 0), minimum=1.0, maximum=9.0)
+        >>> binning = Binning([rooms])
         >>> binning.of_features([3.0]), binning.of_features({"rooms": None}), binning.of_features([1.0, 2.0])
         (([1], None, 0), ([3], None, 0), (None, None, 1))
         >>> binning.of_features([[3.0], [2.5], [11.0]])
@@ -108,7 +110,7 @@ class Binning:
     def _of_any(self, given: Any) -> Binned:
         if type(given) is dict or isinstance(given, Mapping):
             return self._mapping(given)
-        if isinstance(given, Sequence) and not isinstance(given, _TEXTS):
+        if isinstance(given, Sequence):
             rows = _column(given)
             return self._rows(rows) if not rows or _has_values(rows[0]) else self._one(rows)
         if hasattr(given, "columns"):
@@ -219,7 +221,7 @@ def _column(values: Any) -> Any:
     if getattr(values, "ndim", 1) != 1:
         raise TypeError
     if _is_array(values):
-        exact = values.dtype.kind in "biuf" and values.dtype.itemsize <= 8 and not hasattr(values, "mask")
+        exact = values.dtype.kind in "biuf" and not hasattr(values, "mask")
         return values if exact else listed(values)
     if hasattr(values, "tolist"):
         return values.tolist()
@@ -245,5 +247,5 @@ def _answers(values: Any) -> tuple[Any, int]:
         if isinstance(answer, Mapping) or not _has_values(answer):
             answers.append(answer)
         elif len(answer) == 1:
-            answers.extend(answer)
+            answers.extend(islice(answer, 1))
     return answers, len(column) - len(answers)

@@ -68,6 +68,9 @@ class Fit:
         self._type = options.get("type")
         if self._type not in (None, "regression", "classification"):
             raise ValueError(f"type is {self._type!r}, expected 'regression' or 'classification'")
+        for what in (options.get("model_name"), options.get("model_version")):
+            if what is not None and not (isinstance(what, str) and has_a_name(what)):
+                raise ValueError(f"{what!r:.40} is no name or version of a model: a text of at most 200 characters is")
         self._columns: dict[str, _Column] = {}
         self._given: tuple[bool, ...] | None = None
         self._rows = 0

@@ -10,7 +10,7 @@ from typing import Any
 from otel_mlops.numbers.probability import BINS, SCORE_BOUNDS, auc, calibration_map
 from otel_mlops.numbers.quality import Residuals, mean_absolute_error, r2, root_mean_squared_error
 
-from .columns import categories_of, kind_of
+from .columns import categories_of, has_a_name, kind_of
 
 _SLACK = 1e-6
 """By how much a probability in float32 may be beyond 0 and 1."""
@@ -83,7 +83,7 @@ class ClassificationScores:
         self._arithmetic = arithmetic
         self._positive = None if positive is None else _labels([positive])[0]
         self._labels: set[str] = set()
-        self._pairs: dict[tuple[str, str | None], _Answers] | None = {}
+        self._pairs: dict[tuple[str, str | None], _Answers] = {}
         self._right = {True: _Answers(), False: _Answers()}
         self._answered = False
 
@@ -98,13 +98,11 @@ class ClassificationScores:
         if self._positive is not None:
             true, said = self._of_two(true), self._of_two(said)
         usable = [t is not None and (predictions is None or s is not None) for t, s in zip(true, said, strict=True)]
-        self._labels |= {each for each in (*true, *said) if each is not None}
+        labels = self._labels | {each for each in (*true, *said) if each is not None}
+        self._labels = set(sorted(labels)[:3])  # a third says that they are several, which is all we must know
         for (t, s), answers in self._by_pair(true, said, usable, scores).items():
             self._right[t == s].add(answers)
-            if self._pairs is not None:
-                self._pairs.setdefault((t, s), _Answers()).add(answers)
-        if len(self._labels) > 2:
-            self._pairs = None
+            self._pairs.setdefault((t, s), _Answers()).add(answers)
 
     def finish(self) -> tuple[dict[str, float], list[float] | None, str | None]:
         """Return the scores, the calibration map and the positive label.
@@ -112,10 +110,12 @@ class ClassificationScores:
         Errors:  ValueError for scores of several classes without predictions.
         """
         positive = self._positive_label()
+        if positive is not None and not has_a_name(positive):
+            raise ValueError(f"{positive!r:.40} is too long for a label, or cannot be written")
         if positive is None and not self._answered:
             raise ValueError("the scores of several classes need predictions, to tell which of them are right")
         groups = self._right
-        if positive is not None and self._pairs is not None:
+        if positive is not None:
             groups = {True: _Answers(), False: _Answers()}
             for (true, _), answers in self._pairs.items():
                 groups[true == positive].add(answers)
@@ -137,7 +137,7 @@ class ClassificationScores:
     def _by_pair(
         self, true: Sequence[str | None], said: Sequence[str | None], usable: Sequence[bool], scores: Any
     ) -> dict[tuple[str, str | None], _Answers]:
-        """The answers by what was true and what was said; with several classes, by whether they are right."""
+        """The answers by what was true and what was said; with several classes, only by whether they are right."""
         if len(self._labels) > 2:
             keys: list[Any] = [("", "" if t == s else None) if use else None
                                for t, s, use in zip(true, said, usable, strict=True)]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Comparisons of models: how a candidate's answers differ from a baseline's, and which of the two is nearer the truth."""
+"""Comparisons of models: how a candidate's answers differ from a baseline's, and which of the two is better."""
 
 from __future__ import annotations
 

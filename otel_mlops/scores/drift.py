@@ -114,6 +114,7 @@ def _invalid(each: Counted, features: tuple[ReferenceFeature, ...]) -> Iterator[
 def _bins(each: Counted, features: tuple[ReferenceFeature, ...]) -> Iterator[Sample]:
     for feature in features:
         m = sum(feature.counts)
+        yield Sample(rows.MODEL_REFERENCE_SAMPLES, m, {**each.labels, "feature": feature.name})
         for name, expected, count in zip(feature.bins, feature.counts, _of(feature, each.totals), strict=True):
             labels = {**each.labels, "feature": feature.name, "bin": name}
             yield Sample(rows.MODEL_FEATURE_BIN, count, labels)

@@ -323,6 +323,27 @@ def group_of(settings: Settings, *, inherited_lead: int | None = None) -> Group 
     return Group(f"{shown}-{digest[:16]}", settings.state_dir, inherited_lead=inherited_lead)
 
 
+def lasting_folder(settings: Settings, group: Group) -> Path | None:
+    """The folder for what is to be found again after the whole service was restarted, made if need be.
+
+    There is one where the service has named a state folder: in shared memory it would be left behind for ever. Services
+    of the same name share it, whatever their ports.
+
+    Errors:  OSError if it cannot be made, or is somebody else's.
+    """
+    if settings.state_dir is None:
+        return None
+    name = settings.group or settings.service_name
+    shown = re.sub(r"[^A-Za-z0-9]+", "-", name)[:32]
+    folder = group.folder.with_name(f"lasting-{shown}-{sha256(name.encode()).hexdigest()[:16]}")
+    folder.parent.parent.mkdir(parents=True, exist_ok=True)
+    for each in (folder.parent, folder):
+        with suppress(FileExistsError):  # then it is checked
+            each.mkdir(mode=0o700)
+        _check_folder(each)
+    return folder
+
+
 def _root(state_dir: Path | None) -> Path:
     if state_dir is not None:
         return state_dir

@@ -26,7 +26,7 @@ AGE = Numeric("age", edges=(18.0, 30.0, 65.0), counts=(5.0, 5.0, 5.0, 5.0, 1.0),
 DEBT = Numeric(
     "debt", edges=(nextafter(0.0, -inf), 0.0, 0.3), counts=(0.0, 9.0, 3.0, 3.0, 0.0), minimum=0.0, maximum=0.7
 )
-FREE = Numeric("free", edges=(-5e-324, 1e300), counts=(1.0, 1.0, 1.0, 0.0))
+FREE = Numeric("free", edges=(-5e-324, 2.0**53, 1e300), counts=(1.0, 1.0, 1.0, 1.0, 0.0))
 LOOSE = Numeric("loose", edges=(-9.0, 2.0, 9.0), counts=(0.0, 4.0, 4.0, 0.0, 0.0), minimum=1.0, maximum=3.0)
 """As only a hand can write it: edges beyond what training saw."""
 COLOUR = Categorical("colour", values=("red", "1", "true", "2.5"), counts=(4.0, 3.0, 2.0, 1.0, 0.0, 1.0))
@@ -120,35 +120,40 @@ class Frame:
         self._columns = columns
         self.columns = list(columns)
 
-    def __getitem__(self, name: Any) -> Series:
-        return Series(self._columns[name])
+    def __getitem__(self, name: Any) -> Column:
+        return Column(self._columns[name])
 
     def __len__(self) -> int:
         return len(next(iter(self._columns.values())))
 
 
-class Series:
+class Column:
+    """A column by what those of pandas and polars have in common."""
+
+    def __init__(self, values: Any) -> None:
+        self._values = values
+
+    def to_numpy(self) -> Any:
+        return self._values if isinstance(self._values, np.ndarray) else np.array(self._values, dtype=object)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+
+class Series(Column):
     """A column or a row by the interface of pandas."""
 
     def __init__(self, values: Any, index: Any = None) -> None:
-        self._values = values
+        super().__init__(values)
         if index is not None:
             self.keys = lambda: index
             self._by_name = dict(zip(index, values, strict=True))
-
-    def to_numpy(self) -> Any:
-        return (
-            np.asarray(self._values) if isinstance(self._values, np.ndarray) else np.array(self._values, dtype=object)
-        )
 
     def tolist(self) -> list[Any]:
         return list(self._values)
 
     def __getitem__(self, name: Any) -> Any:
         return self._by_name[name]
-
-    def __len__(self) -> int:
-        return len(self._values)
 
 
 class Tensor:
@@ -163,6 +168,9 @@ class Tensor:
 
     def reshape(self, length: int) -> Tensor:
         return Tensor(self._array.reshape(length))
+
+    def __float__(self) -> float:
+        return float(self._array.reshape(()))
 
     def __len__(self) -> int:
         return len(self._array)
@@ -282,6 +290,8 @@ def test_the_cells_of_the_features_follow_one_another_and_the_prediction_is_last
         (np.datetime64(20, "ns"), ["missing", "type"]),
         (np.timedelta64(20, "ns"), ["missing", "type"]),
         ((20.0,), ["missing", "type"]),
+        (Tensor([20.0]), ["missing", "type"]),
+        (Tensor(20.0), ["1"]),
         (object(), ["missing", "type"]),
         (Broken(), ["missing", "type"]),
         (OfABrokenKind(), ["missing", "type"]),
@@ -299,6 +309,7 @@ def test_the_cells_of_the_features_follow_one_another_and_the_prediction_is_last
     ],
     ids=lambda value: type(value).__name__,
 )  # fmt: skip
+@pytest.mark.filterwarnings("ignore")  # as in a service: none of numpy's warnings is what stops a value
 def test_what_is_no_float_is_a_number_missing_or_of_a_wrong_type(value: object, cells: list[str]):
     """Each is in one bin, with the reason if there is one, alone and in a batch, beside numbers and beside none."""
     expected = [f"age {cell}" for cell in cells]
@@ -431,10 +442,9 @@ def test_without_numpy_the_same_is_counted(times: int, monkeypatch: pytest.Monke
     """Rows and columns add the same whether the program has loaded numpy or not."""
     binning, cells = Binning(NUMERIC, AGE), labels(NUMERIC, AGE)
     rows = [[number, -number, number, number] for number in SPECIAL] * times
-    forms = [
-        rows,
-        {feature.name: list(column) for feature, column in zip(NUMERIC, zip(*rows, strict=True), strict=True)},
-    ]
+    columns = dict(zip([feature.name for feature in NUMERIC], zip(*rows, strict=True), strict=True))
+    arrays = {name: array("d", column) for name, column in columns.items()}
+    forms: list[Any] = [rows, list(map(tuple, rows)), columns, arrays]
     expected = [named(binning.of_features(form), cells) for form in forms]
     answers = named(binning.of_predictions(SPECIAL * times), cells)
     monkeypatch.setitem(sys.modules, "numpy", None)
@@ -449,16 +459,16 @@ def test_masked_values_are_missing():
     assert binning.of_features(row) == ([4, 10], None, 0)
     table = np.ma.masked_array([[20, 1]] * MANY, mask=[[True, False]] * MANY)
     assert named(binning.of_features(table), cells) == {"age missing": MANY, "free 1": MANY}
-    assert binning.of_predictions(table[:, 0]) == (None, [(9 + 8 + 4, float(MANY))], 0)
+    assert binning.of_predictions(table[:, 0]) == (None, [(9 + 9 + 4, float(MANY))], 0)
 
 
-def test_times_in_an_array_are_no_numbers():
+@pytest.mark.parametrize("count", [1, MANY])
+def test_times_in_an_array_are_no_numbers(count: int):
     """Nanoseconds since 1970 are no numbers, those that are not there are missing."""
-    times = np.array(["2024-01-01", "NaT"] * MANY, dtype="M8[ns]")
-    assert named(Binning([FREE]).of_features(times[:, None]), labels((FREE,))) == {
-        "free missing": 2 * MANY,
-        "free type": MANY,
-    }
+    times = np.array(["2024-01-01", "NaT"] * count, dtype="M8[ns]")
+    for form in (times[:, None], {"free": times}):
+        found = named(Binning([FREE]).of_features(form), labels((FREE,)))
+        assert found == {"free missing": 2 * count, "free type": count}
 
 
 def test_a_row_is_taken_in_each_of_its_forms():
@@ -466,8 +476,9 @@ def test_a_row_is_taken_in_each_of_its_forms():
     binning = Binning([AGE, CITY])
     Row = namedtuple("Row", ["city", "age"])  # noqa: PYI024, it is about untyped ones
     by_order: list[Any] = [
-        [20.0, "Bonn"], (20.0, "Bonn"), Row(20.0, "Bonn"), UserList([20.0, "Bonn"]), deque([20.0, "Bonn"]),
-        np.array([20.0, "Bonn"], dtype=object), Series([20.0, "Bonn"]), Series([20.0, "Bonn"], index=[0, 1]),
+        [20.0, "Bonn"], (20.0, "Bonn"), [np.array(20.0), "Bonn"], Row(20.0, "Bonn"), UserList([20.0, "Bonn"]),
+        deque([20.0, "Bonn"]), np.array([20.0, "Bonn"], dtype=object), Series([20.0, "Bonn"]),
+        Series([20.0, "Bonn"], index=[0, 1]),
     ]  # fmt: skip
     by_name: list[Any] = [
         {"city": "Bonn", "age": 20.0, "more": []}, UserDict(age=20.0, city="Bonn"),
@@ -479,7 +490,7 @@ def test_a_row_is_taken_in_each_of_its_forms():
         assert binning.of_features([row, row]) == (None, [(1, 2.0), (9, 2.0)], 0), row
     floats = Binning([FREE, FREE])
     for other in (array("d", [1.0, 1.0]), Tensor([1.0, 1.0]), np.float32([1, 1]), np.array([1, 1])):
-        assert floats.of_features(other) == ([1, 9], None, 0)
+        assert floats.of_features(other) == ([1, 10], None, 0)
 
 
 @pytest.mark.parametrize("missing", [{}, {"city": "Bonn"}, {"age": None, "other": 3}, UserDict()], ids=str)
@@ -498,6 +509,13 @@ def test_a_frame_whose_columns_are_numbered_is_read_by_their_digits():
     """A profile of such a frame has texts as names, which the frame has not."""
     binning = Binning([Numeric("0", edges=(), counts=(1.0, 0.0)), Numeric("1", edges=(), counts=(1.0, 0.0))])
     assert binning.of_features(Frame({1: [None], 0: [2.0]})) == (None, [(0, 1.0), (7, 1.0)], 0)
+
+
+def test_a_table_whose_columns_are_no_names_is_dropped():
+    """What calls the columns themselves `columns`, as arrow does, is not taken for a frame without the features."""
+    table = Frame({"age": [20.0]})
+    table.columns = [[20.0]]
+    assert Binning([AGE]).of_features(table) == (None, None, 1)
 
 
 def test_a_mapping_has_columns_if_its_first_value_is_one():
@@ -638,6 +656,7 @@ def test_labels_are_counted_as_categories():
     assert binning.of_predictions(np.str_("green")) == ([start + 4, start + 6], None, 0)
     for ones in ([1] * MANY, np.ones(MANY, dtype="i8"), np.ones(MANY), ["1"] * MANY, np.array(["1"] * MANY)):
         assert binning.of_predictions(ones) == (None, [(start + 1, float(MANY))], 0)
+    assert binning.of_predictions([{"red": 0.9}]) == (None, [(start + 5, 1.0), (start + 7, 1.0)], 0)
     assert binning.of_predictions([True, 1, 1.0] * MANY) == (None, [(start + 2, 40.0), (start + 1, 80.0)], 0)
     assert binning.of_predictions(np.array([True] * MANY)) == (None, [(start + 2, float(MANY))], 0)
 

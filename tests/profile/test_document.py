@@ -63,6 +63,9 @@ def test_what_is_saved_is_loaded(numbers: list[Any], texts: list[Any], bins: int
     VALID.validate(json.loads(text))
     loaded = Profile.from_json(text)
     assert loaded == profile
+    for feature in json.loads(text)["features"][:1]:
+        for bucket in feature["numerical_statistics"]["distribution"]["kll"]["buckets"]:
+            assert bucket["lower_bound"] <= bucket["upper_bound"]
     assert (loaded.digest, loaded.to_json(), loaded.reference()) == (profile.digest, text, profile.reference())
     assert [sum(feature.counts) for feature in loaded.every_feature] == [rows] * 3
 
@@ -129,6 +132,7 @@ HOSTILE: list[tuple[str, str]] = [
     ("{}", "version: expected the version of a profile, 1, got nothing"),
     (changed("version", to=2), "version: 2 is of a newer otel-mlops.*pip install --upgrade"),
     (changed("version", to=True), "version: expected"),
+    (changed("version", to=0.5), "version: expected"),
     (changed("version", to="1"), "version: expected"),
     (changed("features", to=[]), "features: 0 features, expected 1 to 10000"),
     (changed("features", to={}), "features: expected an array of at most 10000"),
@@ -304,6 +308,17 @@ def test_our_fields_are_sagemakers():
     assert wanted(fields(SAGEMAKER)) <= fields(ours)
     statistics = ours["features"][0]["numerical_statistics"]
     assert (statistics["sum"], statistics["common"]) == (3.0, {"num_present": 2, "num_missing": 0})
+
+
+def test_buckets_without_width_are_one_with_their_neighbour():
+    """Where rounding left a bucket of SageMaker's no width, its count is its neighbour's."""
+    statistics = copy.deepcopy(SAGEMAKER)
+    buckets = statistics["features"][0]["numerical_statistics"]["distribution"]["kll"]["buckets"]
+    buckets[3]["upper_bound"] = buckets[4]["lower_bound"] = buckets[2]["upper_bound"]
+    (feature, *_) = Profile.from_json(json.dumps(statistics)).features
+    assert isinstance(feature, Numeric)
+    assert feature.edges == (1.0, 2.0, 3.0, 5.0, 6.0, 7.0, 8.0, 9.0)
+    assert feature.counts == (7.0, 10.0, 13.0 + 16.0, 19.0, 22.0, 25.0, 28.0, 31.0, 34.0, 3.0)
 
 
 @pytest.mark.parametrize("part", ["numerical_statistics", "dataset", "features"])

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -21,6 +24,7 @@ from otel_mlops.numbers.probability import BINS, SCORE_BOUNDS, estimated_accurac
 from otel_mlops.profile import PREDICTION, Categorical, Numeric, Profile, plain, vectors
 from otel_mlops.profile.blocks import Blocks
 from otel_mlops.profile.fitting import Fit
+from otel_mlops.profile.quantiles import edges_of
 
 NAN, INF = math.nan, math.inf
 WHEN = datetime(2024, 1, 1, tzinfo=UTC)
@@ -56,6 +60,19 @@ def test_edges_are_quantiles(bins: int):
     assert (feature.mean, feature.std) == pytest.approx((values.mean(), values.std()))
 
 
+@settings(max_examples=100, deadline=None)
+@given(values=st.lists(st.integers(0, 9), min_size=1, max_size=60).map(sorted), bins=st.integers(2, 8))
+def test_edges_are_those_of_a_plain_definition(values: list[int], bins: int):
+    """Edges are two for each value that is heavier than a bin, and the quantiles of the others."""
+    n = len(values)
+    heavy = {each for each in values if values.count(each) * bins > n and (values.count(each) > 1 or n == 1)}
+    rest = [each for each in values if each not in heavy]
+    parts = bins - len(heavy)
+    expected = {rest[math.ceil(k * len(rest) / parts) - 1] for k in range(1, parts)} if rest else set()
+    expected |= heavy | {math.nextafter(each, -INF) for each in heavy}
+    assert edges_of([float(each) for each in values], bins) == tuple(sorted(expected))
+
+
 def test_what_is_frequent_has_a_bin_of_its_own():
     """A value heavier than one bin is alone in its bin, and the others are cut into the bins that are left."""
     feature = numeric([0.0] * 60 + [float(each) for each in range(1, 41)], bins=5)
@@ -67,7 +84,8 @@ def test_what_is_frequent_has_a_bin_of_its_own():
 def test_a_constant_has_a_bin_of_its_own(value: float):
     """All of a constant column is in one bin that no other number is in, where there is a number below."""
     feature = numeric([value] * 20)
-    assert feature.edges in {(math.nextafter(value, -INF), value), (value,)}
+    below = math.nextafter(value, -INF)
+    assert feature.edges == ((below, value) if below > -INF else (value,))
     assert feature.counts[-3:] == (20, 0, 0)
     assert sum(feature.counts) == 20
     assert (feature.minimum, feature.maximum) == (value, value)
@@ -159,6 +177,7 @@ def test_pieces_are_the_whole(rows: list[Any], cuts: list[int], kept: int, of: b
     for one, other in zip(found.features[:2], expected.features[:2], strict=True):
         if isinstance(one, Numeric) and isinstance(other, Numeric):
             assert (one.minimum, one.maximum) == (other.minimum, other.maximum)
+            assert one.std == (other.std if other.std is None else pytest.approx(other.std, rel=1e-6, abs=1e-6))
             assert one.mean == (other.mean if other.mean is None else pytest.approx(other.mean, rel=1e-6, abs=1e-30))
 
 
@@ -262,6 +281,9 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"features": [1], "bins": 1}, "bins is 1, expected a whole number from 2 to 200"),
     ({"features": [1], "categories": 0}, "categories is 0"),
     ({"features": [1], "categorical": ["y"]}, "no such column"),
+    ({"features": [1], "model_name": "a" * 201}, "no name or version of a model"),
+    ({"features": [1], "model_version": 7}, "no name or version of a model"),
+    ({"features": [1], "predictions": ["b" * 201], "truth": ["b"], "positive": "b" * 201}, "too long for a label"),
     ({"features": [1], "type": "ranking"}, "type is 'ranking'"),
     ({"features": [1], "block": "year", "timestamps": [1]}, "block is 'year'"),
     ({"features": [1], "block": 0, "timestamps": [1]}, "block is 0"),
@@ -333,7 +355,7 @@ def fitting(request: pytest.FixtureRequest) -> Iterator[Any]:
     return fit
 
 
-@pytest.mark.parametrize("labels", [[0, 1], [False, True], ["no", "yes"], [-1, 1]])
+@pytest.mark.parametrize("labels", [[0, 1], [False, True], ["no", "yes"], [9, 10]])
 def test_scores_of_two_classes(fitting: Any, labels: list[Any]):
     """Accuracy, AUC, Brier score and logarithmic loss are scikit-learn's; the later of two labels is the positive."""
     rng = np.random.default_rng(3)
@@ -409,7 +431,8 @@ def test_scores_of_a_regression(fitting: Any):
             "mae": np.abs(error).mean(),
             "r2": r2_score(truth[1:], said[1:]),
             "truth_mean": truth[1:].mean(),
-        }
+        },
+        rel=1e-9,
     )
 
 
@@ -432,11 +455,11 @@ TIMES: list[Any] = [
 def test_blocks_are_days(timestamps: Any):
     """Timestamps of any kind cut the rows into UTC's days, whose indices give each feature's threshold."""
     numbers = [float(i % 7) for i in range(40)]
-    kinds = ["a" if i % 3 else None for i in range(40)]
-    profile = Profile.fit({"n": numbers, "k": kinds}, numbers, timestamps=timestamps, bins=2)
+    kinds = ["b" if i % 7 == 2 else "a" if i % 3 else None for i in range(40)]
+    profile = Profile.fit({"n": numbers, "k": kinds}, numbers, timestamps=timestamps, bins=2, categories=1)
     feature = profile.features[1]
-    blocks = [[sum(kind is not None for kind in kinds[d : d + 4]), 0, sum(k is None for k in kinds[d : d + 4])]
-              for d in range(0, 40, 4)]  # fmt: skip
+    days = [kinds[start : start + 4] for start in range(0, 40, 4)]
+    blocks = [[day.count("a"), day.count("b"), day.count(None)] for day in days]
     assert feature.block == pytest.approx(block_quantile(block_scores(blocks)))
     assert profile.prediction is not None
     assert profile.prediction.block == profile.features[0].block
@@ -455,6 +478,35 @@ def test_blocks_in_pieces(arithmetic: Any):
     for part in (slice(0, 100), slice(100, 300)):
         blocks.update(x[part], days[part])
     assert blocks.finish().digest == whole.digest != begun.digest
+
+
+def test_naive_datetimes_are_utc(monkeypatch: pytest.MonkeyPatch):
+    """What does not say its time zone is UTC's, wherever the machine stands."""
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "America/New_York")
+        time.tzset()
+        found = plain.seconds_of([WHEN.replace(tzinfo=None), "2024-01-01", WHEN.isoformat(), date(2024, 1, 1)])
+    time.tzset()
+    assert found == [WHEN.timestamp()] * 4
+
+
+def test_both_arithmetics_choose_the_same_rows():
+    """The marks of rows are those of splitmix64, with numpy and without."""
+    assert plain.marks(0, 50) == vectors.marks(0, 50).tolist()
+    assert plain.marks(0, 1) == [0xE220A8397B1DCDAF]  # the first of seed 0
+
+
+def test_without_numpy():
+    """Where numpy is not installed the profile is the same."""
+    program = """
+import sys
+sys.modules["numpy"] = None
+from otel_mlops.profile import Profile
+print(Profile.fit([[1.5, "a"], [2.5, "b"], [2.5, "b"]], timestamps=["2024-01-01"] * 3).digest)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    expected = Profile.fit([[1.5, "a"], [2.5, "b"], [2.5, "b"]])
+    assert done.stdout.strip() == expected.digest, done.stderr
 
 
 def test_few_blocks_say_nothing():

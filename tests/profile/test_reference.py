@@ -89,6 +89,15 @@ def test_near_edges_get_more_digits():
     assert labels_of(own) == ["(-inf, -1]", "(-1, 0)", "0", "(0, 3]", "(3, inf)", "missing"]
 
 
+def test_neighbours_with_bins_of_their_own():
+    """Of three edges right beside each other the first two are one value's, and each bin has a name."""
+    below = nextafter(1.0, -inf)
+    feature = Numeric("n", (nextafter(below, -inf), below, 1.0), (0.0,) * 5)
+    assert labels_of(feature) == [
+        "(-inf, 0.9999999999999999)", "0.9999999999999999", "(0.9999999999999999, 1]", "(1, inf)", "missing",
+    ]  # fmt: skip
+
+
 def test_a_value_does_not_take_the_name_of_a_bin():
     """A category that is called as the bins other and missing are, or not at all, stands in quotes."""
     feature = Categorical("k", ("missing", "other", '"other"', ""), (0.0,) * 6)

@@ -52,7 +52,9 @@ def found_in(state: bytes) -> Iterator[tuple[int, Any, list[float]]]:
             yield found.kind, records.describe(segment, found), records.cells_of(segment, found).tolist()
 
 
-TEXTS = st.text(st.characters(codec="ascii", exclude_characters='"\\\x7f', min_codepoint=32), max_size=25)  # as long in JSON
+TEXTS = st.text(
+    st.characters(codec="ascii", exclude_characters='"\\\x7f', min_codepoint=32), max_size=25
+)  # as long in JSON
 CELLS = st.integers(0, 5)
 
 

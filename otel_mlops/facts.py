@@ -120,12 +120,3 @@ def _number_of_features(features: object) -> str:
     if number < 0:
         raise ValueError(f"features is {features!r}, expected 0 or more")
     return str(number)
-
-
-def is_classifier(type: str | None) -> bool:  # noqa: A002 (the label's name)
-    """Say whether what was said of a model's type means that its answers are classes.
-
-    >>> is_classifier("Binary"), is_classifier("multi-class"), is_classifier("regression"), is_classifier(None)
-    (True, True, False, False)
-    """
-    return type is not None and any(word in type.lower() for word in ("class", "binary", "multi"))
