@@ -1,0 +1,217 @@
+"""Late truth, comparisons and counts as the page tells them, with whoever leads and whatever was forgotten."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from otel_mlops.model import Model
+from otel_mlops.telemetry import Telemetry
+from otel_mlops.testing import Samples, collect, fresh_telemetry
+
+LIVE = {"dataset": "live", "model_name": "tumour", "model_version": "v1"}
+
+
+class Clock:
+    """A clock that is set."""
+
+    def __init__(self) -> None:
+        self.now = 1_700_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """The clock of the telemetry."""
+    return Clock()
+
+
+@pytest.fixture
+def telemetry(clock: Clock) -> Iterator[Telemetry]:
+    """Telemetry whose windows go by the clock, with the counts on its page."""
+    with fresh_telemetry(clock=clock, model_counts=True, receipt_key="a key for these tests") as made:
+        yield made
+
+
+@pytest.fixture
+def model(telemetry: Telemetry) -> Model:
+    """A classifier."""
+    return telemetry.model("tumour", "v1", type="classification", positive="bad")
+
+
+def said(telemetry: Telemetry) -> Samples:
+    """What the page says after a look."""
+    telemetry.sample()
+    return collect(telemetry)
+
+
+def receipts(model: Model, count: int) -> list[str]:
+    """The receipts of so many predictions, which say `bad` with 0.9."""
+    with model.prediction() as prediction:
+        prediction.values, prediction.scores = ["bad"] * count, [0.9] * count
+    return prediction.receipts
+
+
+def test_a_prediction_goes_from_its_receipt_to_the_score(telemetry: Telemetry, model: Model, clock: Clock):
+    """What was right and wrong ten minutes later is the accuracy, with its delay, its samples and its counts."""
+    handed_out = receipts(model, 10)
+    clock.now += 600.0
+    for number, receipt in enumerate(handed_out):
+        assert model.record_truth(receipt=receipt, actual="bad" if number < 8 else "good") == "matched"
+    assert model.record_truth(receipt=handed_out[0], actual="bad") == "duplicate"
+    samples = said(telemetry)
+    assert samples.value("model_accuracy_score", **LIVE) == 0.8
+    assert samples.value("model_performance_samples", **LIVE) == 10.0
+    assert samples.value("model_score_bound", score="accuracy", bound="lower", **LIVE) < 0.8
+    assert samples.value("ground_truth_total", result="matched") == 10.0
+    assert samples.value("ground_truth_total", result="duplicate") == 1.0
+    assert samples.value("ground_truth_delay_seconds_sum") == 6_000.0
+    assert samples.value("model_confusion_total", actual="good", predicted="bad") == 2.0
+
+
+def test_an_id_finds_its_prediction(telemetry: Telemetry, model: Model):
+    """A prediction that was made with an id is matched by it, once."""
+    with model.prediction(id="order 7") as prediction:
+        prediction.values = "good"
+    assert [model.record_truth(id="order 7", actual="good") for _ in range(2)] == ["matched", "duplicate"]
+    assert said(telemetry).value("model_accuracy_score", **LIVE) == 1.0
+
+
+def test_truths_leave_the_window(telemetry: Telemetry, model: Model, clock: Clock):
+    """A day later the score is that of the day."""
+    for actual in ("good", "bad"):
+        for _ in range(4):
+            model.record_truth(prediction="bad", actual=actual)
+            said(telemetry)
+            clock.now += 7_300.0
+        clock.now += 80_000.0 if actual == "good" else 0.0
+    samples = said(telemetry)
+    assert samples.value("model_accuracy_score", **LIVE) == 1.0
+    assert samples.value("model_confusion_total") == 8.0, "counters go on"
+
+
+def test_a_score_that_was_set_is_the_services(telemetry: Telemetry, model: Model):
+    """What is set for the dataset `live` is not worked out; another dataset is another series."""
+    model.record_truth(prediction="bad", actual="bad")
+    telemetry.update_model_performance_metrics("v1", "validation", accuracy=0.5, model_name="tumour")
+    samples = said(telemetry)
+    assert samples.value("model_accuracy_score", **LIVE) == 1.0
+    telemetry.update_model_performance_metrics("v1", "live", accuracy=0.25, model_name="tumour")
+    samples = said(telemetry)
+    assert samples.value("model_accuracy_score", **LIVE) == 0.25
+    assert samples.value("model_f1_score", **LIVE) == 1.0
+
+
+def test_a_candidate_is_compared(telemetry: Telemetry, model: Model):
+    """Both models' answers to the same inputs are agreement, and with the truth a difference with its interval."""
+    shadow = model.shadow(telemetry.model("tumour", "v2", type="classification"))
+    shadow.record(["bad", "good", "bad", "bad"], ["bad", "bad", "bad", "good"], ["bad", "bad", "bad", "bad"])
+    samples = said(telemetry)
+    pair = {"baseline": "tumour:v1", "candidate": "tumour:v2"}
+    assert samples.value("model_agreement_ratio", **pair) == 0.5
+    assert samples.value("model_compared", known="truths", **pair) == 4.0
+    assert samples.value("model_paired_difference", estimate="mean", difference="accuracy", **pair) == 0.0
+    numbers = telemetry.model("price", "v1", type="regression").shadow(
+        telemetry.model("price", "v2", type="regression")
+    )
+    numbers.record([1.0, 2.0], [2.0, 4.0])
+    assert said(telemetry).value("model_prediction_difference", baseline="price:v1") == 1.5
+    with pytest.raises(TypeError, match="other is 'v2', expected a Model"):
+        model.shadow("v2")  # type: ignore[arg-type]
+
+
+def test_what_happens_in_a_prediction(telemetry: Telemetry, model: Model):
+    """Phases are timed, lookups counted, answers counted by class with how sure the model was."""
+    for is_hit in (True, False, False):
+        with model.prediction() as prediction:
+            with prediction.phase("preprocess"), prediction.phase("inference"):
+                prediction.values, prediction.scores = "good", 0.25
+            prediction.cache_hit = is_hit
+    samples = said(telemetry)
+    for phase in ("preprocess", "inference"):
+        assert samples.value("prediction_phase_duration_seconds_count", phase=phase) == 3.0
+    assert samples.value("prediction_cache_total", result="hit") == 1.0
+    assert samples.value("prediction_cache_total", result="miss") == 2.0
+    assert samples.value("prediction_class_total", predicted_class="good") == 3.0
+    assert samples.value("prediction_confidence_sum") == pytest.approx(2.25)
+
+
+async def test_a_phase_is_timed_in_asynchronous_code(telemetry: Telemetry, model: Model):
+    """`async with` does as well, and a phase that raises is timed too."""
+    with pytest.raises(ValueError, match="no row"):
+        async with model.prediction() as prediction, prediction.phase("inference"):
+            raise ValueError("no row")
+    assert said(telemetry).value("prediction_phase_duration_seconds_count", phase="inference") == 1.0
+
+
+@pytest.mark.parametrize("name", [None, 7, b"x", ["a"]])
+def test_whatever_a_phase_is_called_nothing_raises(telemetry: Telemetry, model: Model, name: object):
+    """A name that is no text is the name of its class."""
+    with model.prediction() as prediction, prediction.phase(name):  # type: ignore[arg-type]
+        prediction.values = "good"
+    assert said(telemetry).value("prediction_phase_duration_seconds_count", phase=type(name).__name__) == 1.0
+
+
+def test_phases_past_the_first_are_timed_all_the_same(telemetry: Telemetry, model: Model):
+    """Handles are kept of the first fifty; the others are looked up, and capped as all series are."""
+    with model.prediction() as prediction:
+        for number in range(60):
+            with prediction.phase(f"phase {number}"):
+                pass
+    assert said(telemetry).value("prediction_phase_duration_seconds_count") == 60.0
+
+
+def test_a_key_in_the_settings_outlives_the_service(clock: Clock):
+    """A receipt of before is read by a service that was started anew, with the same key; with another it is forged."""
+    with fresh_telemetry(clock=clock, receipt_key="one key for both of them") as before:
+        (receipt,) = receipts(before.model("tumour", "v1", type="binary"), 1)
+    for key, result in (("one key for both of them", "matched"), ("and here is another one", "forged")):
+        with fresh_telemetry(clock=clock, receipt_key=key) as after:
+            model = after.model("tumour", "v1", type="binary")
+            assert model.record_truth(receipt=receipt, actual="bad") == result
+
+
+def test_what_waits_outlives_the_service_where_it_has_a_state_folder(tmp_path: Path, clock: Clock):
+    """With a state folder of its own a service that was restarted knows its ids, its receipts and what was told."""
+    named = {"state_dir": tmp_path, "group": "tumours", "clock": clock}
+    with fresh_telemetry(**named) as before:
+        model = before.model("tumour", "v1", type="binary")
+        with model.prediction(id="7") as prediction:
+            prediction.values = "bad"
+        first, second = (*receipts(model, 1), *receipts(model, 1))
+        assert model.record_truth(receipt=first, actual="bad") == "matched"
+    with fresh_telemetry(**named) as after:
+        model = after.model("tumour", "v1", type="binary")
+        assert model.record_truth(id="7", actual="bad") == "matched"
+        assert model.record_truth(receipt=second, actual="bad") == "matched"
+        assert model.record_truth(receipt=first, actual="bad") == "duplicate"
+    assert {path.stat().st_mode & 0o077 for path in tmp_path.rglob("*")} == {0}, "nobody else's affair"
+
+
+def test_without_a_state_folder_nothing_is_left_behind(clock: Clock):
+    """In shared memory what waits goes with the group: nobody would ever remove it."""
+    with fresh_telemetry(clock=clock) as telemetry:
+        telemetry.start()
+        (receipt,) = receipts(telemetry.model("tumour", "v1", type="binary"), 1)
+        assert telemetry.model("tumour", "v1", type="binary").record_truth(receipt=receipt, actual="bad") == "matched"
+        path = telemetry.meter_provider.ledger.path
+        assert path is not None
+        assert {each.name for each in path.parent.iterdir()} >= {"receipt.key", "answers.sqlite"}
+    assert not path.parent.exists()
+
+
+def test_a_state_folder_that_cannot_be_used_is_no_fault(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch):
+    """Where what lasts cannot be kept, truths find their predictions as long as the group lives."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("otel_mlops.telemetry.lasting_folder", refuse)
+    with fresh_telemetry(clock=clock, state_dir=tmp_path) as telemetry:
+        model = telemetry.model("tumour", "v1", type="binary")
+        (receipt,) = receipts(model, 1)
+        assert model.record_truth(receipt=receipt, actual="bad") == "matched"
