@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from math import isfinite, nan
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
-from otel_mlops.numbers.values import count_rows, is_number
+from otel_mlops.numbers.values import count_rows
 from otel_mlops.profile.columns import has_a_name, sequence_of
 from otel_mlops.profile.feature import Categorical, category_of
 
@@ -102,7 +102,11 @@ def number_of(value: Any) -> float | None:
 
 def is_numeric(value: Any) -> bool:
     """Say whether something is of a type of numbers, NaN among them; bool is none."""
-    return type(value).__name__ not in ("bool", "bool_") and is_number(value) and not getattr(value, "ndim", 0)
+    # By its type: isinstance() may run code of the object's own, and that may raise.
+    kind = type(value)
+    if kind.__name__ in ("bool", "bool_") or issubclass(kind, (str, bytes, bytearray)):
+        return False
+    return (hasattr(kind, "__float__") or hasattr(kind, "__index__")) and not (hasattr(kind, "ndim") and value.ndim)
 
 
 def numbers_of_rows(rows: Any) -> Any:
@@ -212,8 +216,14 @@ class ScoresReader:
 
     def read(self, score: Any, said: str) -> Probability | None:
         """Return the probability that came with one answer; None where there is none, or it cannot be one."""
-        if score is None:
+        try:
+            return None if score is None else self._read(score, said)
+        except Exception as error:
+            _logger.debug("scores of type %s cannot be read: %r", type(score).__qualname__, error)
+            self._on_dropped("type", 1)
             return None
+
+    def _read(self, score: Any, said: str) -> Probability | None:
         if type(score) is not float and not is_numeric(score):
             if isinstance(score, Mapping):
                 return self._of_mapping({label_of(key): each for key, each in score.items()}, said)

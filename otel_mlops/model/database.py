@@ -1,8 +1,8 @@
 """The SQLite file that a group's workers share: made whole, opened again when it is another's, closed over a fork.
 
 It has a write-ahead log (half the time of a rollback journal) and does not wait for a disk (`synchronous=OFF`):
-what was committed lies with the kernel, which no SIGKILL takes it from, and a loss of power empties the shared
-memory anyway. Pages that become free are used again; the file never shrinks.
+what was committed lies with the kernel, which no SIGKILL takes it from. A loss of power empties shared memory anyway,
+and may damage a file on a disk, which is then begun anew. Pages that become free are used again; it never shrinks.
 """
 
 from __future__ import annotations
@@ -56,8 +56,9 @@ class StoreError(Exception):
 class Database:
     """One connection of this process to the group's file, which nothing is done to before it is needed.
 
-    Without a folder it lies in the memory of this process. A process has one connection and a lock, as a fork must
-    find it closed: SQLite's locks belong to a process, and a child that had an open one would corrupt the file.
+    As long as there is no folder it lies in the memory of this process; the rows are carried over when there is one.
+    A process has one connection and a lock, as a fork must find it closed: SQLite's locks belong to a process, and a
+    child that had an open one would corrupt the file.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Database:
         self._log = ""
         self._connection: Connection | None = None
         self._identity: tuple[int, int] | None = None
+        self._carried: list[tuple[str, list[Any]]] = []
         self._lock = threading.Lock()
         self._pid = os.getpid()
         self._is_held_for_fork = False
@@ -130,8 +132,11 @@ class Database:
         try:
             # With the right to write from the start: one that gets it later may be refused it.
             connection.execute("BEGIN IMMEDIATE")
+            for insertion, rows in self._carried:
+                connection.executemany(insertion, rows)
             result = work(connection)
             connection.execute("COMMIT")
+            self._carried = []
         except BaseException:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
@@ -155,7 +160,14 @@ class Database:
     # --- The file --------------------------------------------------------------------------------------------
 
     def _connected(self) -> Connection:
-        if self._connection is None or (self._path is not None and _identity(self._path) != self._identity):
+        if self._connection is None:
+            self._open()
+        elif self._path is None:
+            if self._folder() is not None:
+                self._carried = _carried(self._connection)
+                self._close()
+                self._open()
+        elif _identity(self._path) != self._identity:
             self._close()
             self._open()
         assert self._connection is not None  # noqa: S101 (just opened)
@@ -290,6 +302,7 @@ class Database:
         self._lock = threading.Lock()
         self._pid = os.getpid()
         self._is_held_for_fork = False
+        self._carried = []  # the parent's to carry
         connection, self._connection = self._connection, None
         if connection is None:
             return
@@ -328,6 +341,18 @@ def _connect(where: str, wait_s: float) -> Connection:
     return sqlite3.connect(
         where, timeout=wait_s, isolation_level=None, check_same_thread=False, uri=where.startswith("file:")
     )
+
+
+def _carried(connection: Connection) -> list[tuple[str, list[Any]]]:
+    """All rows, with what inserts them elsewhere."""
+    tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+    found = []
+    for table in tables:
+        rows = connection.execute(f"SELECT * FROM {table}").fetchall()  # noqa: S608 (a name of the schema's)
+        if rows:
+            places = ", ".join("?" * len(rows[0]))
+            found.append((f"INSERT OR IGNORE INTO {table} VALUES ({places})", rows))  # noqa: S608 (likewise)
+    return found
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

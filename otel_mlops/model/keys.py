@@ -63,8 +63,7 @@ class Keys:
         try:
             folder = self._folder()
             if folder is None:
-                self._tell_once("of this process, which no other worker knows", "there is no folder")
-                return False
+                raise FileNotFoundError("there is no folder")
             shared = self._shared(folder / KEY_FILE, own)
         except OSError as error:
             self._misses += 1

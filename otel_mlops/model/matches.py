@@ -91,11 +91,10 @@ class Matches:
         answer, truth = label_of(said), label_of(true)
         if answer is None or truth is None:
             return False
+        found = self._scores.read(score, answer)
         self._pair(truth, answer).count((0,))
-        if score is not None:
-            found = self._scores.read(score, answer)
-            if found is not None:
-                self._add_scores([found.p], found.of, [answer], [truth])
+        if found is not None:
+            self._add_scores([found.p], found.of, [answer], [truth])
         return True
 
     def _residuals_of(self, said: Any, true: Any) -> Sequence[float] | None:
@@ -140,14 +139,14 @@ class Matches:
         return residual_sums(predicted[small], actual[small], self._reference)[:6]
 
     def _add_labels(self, said: list[str | None], true: list[str | None], scores: Any) -> int:
+        found = None if scores is None else self._scores.read_rows(scores, said)
         good = 0
         for (truth, answer), n in Counter(zip(true, said, strict=True)).items():
             if truth is not None and answer is not None:
                 self._pair(truth, answer).add([(0, float(n))])
                 good += n
-        if scores is not None:
-            known = [None if truth is None else answer for truth, answer in zip(true, said, strict=True)]
-            self._add_scores(*self._scores.read_rows(scores, known), known, true)
+        if found is not None:
+            self._add_scores(*found, said, true)
         return good
 
     def _pair(self, truth: str, answer: str) -> Any:

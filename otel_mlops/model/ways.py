@@ -68,6 +68,6 @@ class Ways:
         self._lock = threading.Lock()
 
     def _drop(self, reason: str, count: int) -> None:
-        # One whose id was predicted again has not waited in vain.
-        if reason != "again":
+        # One whose id was predicted again has not waited in vain, and a truth without a prediction counted as unmatched.
+        if reason in ("age", "number", "space"):
             self._instruments.instrument(DROPPED).add(count, {"reason": "truth"})

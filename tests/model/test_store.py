@@ -155,6 +155,47 @@ def test_an_id_that_is_predicted_again_has_the_later_answer(open_store: OpenStor
     assert store.take("a") == answer(4.0, id="a")
 
 
+def test_what_came_before_the_worker_has_joined_is_carried_over(tmp_path: Path, open_store: OpenStore):
+    """What was kept while there was no folder is there for all workers once there is one, and kept through trouble."""
+    folder: list[Path] = []
+    early, other = Store(lambda: folder[0] if folder else None, **PATIENT), open_store()
+    early.remember_many([("a", answer(1.0)), ("both", answer(2.0)), ("b", answer(3.0))])
+    early.wait("t", 4.0)
+    early.redeem("r")
+    other.remember("both", answer(5.0))
+    folder.append(tmp_path / "not there")
+    with pytest.raises(StoreError):
+        early.take("a")
+    folder[0] = tmp_path
+    assert early.waiting() == 3
+    assert other.take("a") == answer(1.0, id="a")
+    assert other.take("both") == answer(5.0, id="both")
+    assert other.remember("t", answer()) is not None
+    assert not other.redeem("r")
+    assert early.take("a") is DUPLICATE
+    assert early.take("b") == answer(3.0, id="b")
+    early.close()
+
+
+def test_a_child_does_not_carry_over_what_its_parent_does(tmp_path: Path):
+    """Forked between two folders, a child has none of the rows that its parent has yet to carry over."""
+    folder: list[Path] = []
+    store = Store(lambda: folder[0] if folder else None, **PATIENT)
+    store.remember("a", answer())
+    folder.append(tmp_path / "not there")
+    with pytest.raises(StoreError):
+        store.take("a")
+    folder[0] = tmp_path
+
+    def work(tell: Any) -> None:
+        tell(store.take("a"))
+
+    with children(work) as (child,):
+        assert child.next() is None
+    assert store.take("a") == answer(id="a")
+    store.close()
+
+
 @FOLDERS
 def test_a_receipt_is_redeemed_once(open_store: OpenStore, tmp_path: Path, has_folder: bool):
     """The first to redeem a receipt is told so, and nobody after it; ids of predictions are other ids."""
@@ -276,6 +317,30 @@ def test_the_file_does_not_outgrow_its_size(open_store: OpenStore, tmp_path: Pat
     assert store.waiting() == 1500 - dropped["space"]
     assert isinstance(store.take("29 49"), Answer)
     assert store.take("0 0") is None
+
+
+def test_a_trouble_is_told_when_it_begins(open_store: OpenStore, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """A trouble is told once however many calls meet it, and again when it comes back after a minute without."""
+    clock = Clock()
+    store = open_store(tmp_path / "none", clock=clock)
+    for _ in range(5):
+        clock.now_s += 50.0
+        with pytest.raises(StoreError, match="unavailable"):
+            store.take("a")
+    assert len(caplog.records) == 1
+    clock.now_s += 61.0
+    with pytest.raises(StoreError, match="unavailable"):
+        store.take("a")
+    assert len(caplog.records) == 2
+
+
+def test_a_row_that_cannot_be_read_is_damage(open_store: OpenStore, tmp_path: Path):
+    """A row that no release of ours has written means that the file is damaged: it is begun anew."""
+    store = open_store()
+    store.remember("a", answer())
+    store._database.run(lambda connection: connection.execute("UPDATE predictions SET answer = 5"))
+    assert store.take("a") is None
+    assert (tmp_path / f"{STORE_FILE}.damaged").exists()
 
 
 def test_nothing_is_made_before_it_is_needed(open_store: OpenStore, tmp_path: Path):
