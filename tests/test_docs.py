@@ -64,7 +64,9 @@ async def test_the_first_screen_of_the_readme_gives_what_it_says(unconfigured: N
     assert wanted <= shapes(page)
 
 
-@pytest.mark.parametrize(("name", "number"), [("docs/opentelemetry.md", 0), ("docs/testing.md", 2)])
+@pytest.mark.parametrize(
+    ("name", "number"), [("docs/opentelemetry.md", 0), ("docs/testing.md", 2), ("docs/truth.md", 0)]
+)
 def test_the_code_of_the_docs_runs(name: str, number: int, unconfigured: None) -> None:
     """A block of code that stands on its own runs, its assertions included."""
     exec(compile(blocks(name, "python")[number], name, "exec"), {"__name__": "docs"})

@@ -133,7 +133,9 @@ MODEL_MATTHEWS = Metric(
     "Matthews' correlation of answers and truth: 1 all right, 0 no better than chance.", _ON, "once",
 )
 MODEL_AUC = Metric(
-    "model.auc.score", "gauge", "", "How often a positive case scores above a negative one, 0 to 1.", _ON, "once"
+    "model.auc.score", "gauge", "", "How often a positive case scores above a negative one, 0 to 1.", _ON, "once",
+    note="With several classes this and the next three are of the probability of the answer, and of whether it is "
+    "right.",
 )
 MODEL_BRIER = Metric(
     "model.brier.score", "gauge", "", "Mean squared error of the probabilities; 0 is perfect.", _ON, "once"
@@ -152,7 +154,7 @@ MODEL_BIAS = Metric(
 )
 MODEL_SCORE_BOUND = Metric(
     "model.score.bound", "gauge", "", "Bounds of the interval in which a score lies with 95 percent.",
-    (*_ON, "score", "bound"), "once", values={"score": ("accuracy", "auc", "bias", "mae"), **_BOUNDS},
+    (*_ON, "score", "bound"), "once", values={"score": ("accuracy", "bias", "mae"), **_BOUNDS},
 )
 MODEL_PERFORMANCE_SAMPLES = Metric(
     "model.performance.samples", "gauge", "{truth}", "Truths in the quality window.", _ON, "once",

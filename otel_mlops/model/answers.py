@@ -58,10 +58,11 @@ def kind_of_model(type: str | None, profile: Profile | None) -> Kind | None:  # 
 def label_of(value: Any) -> str | None:
     """Return the text of a class; None for what is none. Raises nothing.
 
-    True and 1 are the same class, which a model and its truth may well write differently.
+    True and 1 are the same class, which a model and its truth may well write differently. A number that is not whole
+    is none: it is a probability, as a rule, and each answer would be a class of its own.
 
-    >>> label_of("cat"), label_of(True), label_of(1.0), label_of(float("nan")), label_of("")
-    ('cat', '1', '1', None, None)
+    >>> label_of("cat"), label_of(True), label_of(1.0), label_of(0.73), label_of(float("nan")), label_of("")
+    ('cat', '1', '1', None, None, None)
     """
     try:
         if getattr(value, "ndim", None) == 0:
@@ -70,7 +71,8 @@ def label_of(value: Any) -> str | None:
             return str.__str__(value) or None
         if type(value) is bool:
             return "1" if value else "0"
-        return None if number_of(value) is None else category_of(value)
+        number = number_of(value)
+        return None if number is None or not number.is_integer() else category_of(value)
     except Exception as error:
         _logger.debug("an answer or a truth of type %s is no class: %r", type(value).__qualname__, error)
         return None

@@ -60,7 +60,8 @@ class Estimates:
         self._arrays: Any = None
         self._is_of_answers = profile is not None and profile.positive is None
         if profile is not None and profile.positive is not None and label_of(profile.positive) != positive.given:
-            self._calibration = None  # it is of another class than the scores are
+            tell("a profile with another positive class, whose calibration says nothing of these scores")
+            self._calibration = None
 
     def count(self, values: Any, scores: Any) -> None:
         """Count the answers of a call; of a model whose kind is not known, numbers without scores are no classes.

@@ -49,6 +49,7 @@ class Truth:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._instruments = instruments
+        self._told: set[str] = set()
         self._kind = kind_of_model(type, profile)
         self._open_receipts = receipts
         self._receipts: Receipts | None = None
@@ -65,7 +66,6 @@ class Truth:
         self._delay = instruments.instrument(GROUND_TRUTH_DELAY).bind(labels)
         self._asked = instruments.cells("quality/asked", 1, labels)
         self._matched = instruments.cells("quality/matched", 2, labels)
-        self._told: set[str] = set()
 
     @property
     def classifies(self) -> bool:

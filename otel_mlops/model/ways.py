@@ -68,6 +68,6 @@ class Ways:
         self._lock = threading.Lock()
 
     def _drop(self, reason: str, count: int) -> None:
-        # One whose id was predicted again has not waited in vain, and a truth without a prediction counted as unmatched.
+        # One whose id was predicted again has not waited in vain; a truth that waited for its prediction is unmatched.
         if reason in ("age", "number", "space"):
             self._instruments.instrument(DROPPED).add(count, {"reason": "truth"})

@@ -176,6 +176,23 @@ def test_a_truth_that_comes_first_waits():
     assert service.cells("matched") == {(): [1.0, 0.0]}
 
 
+def test_a_class_that_comes_first_keeps_its_digits():
+    """The truth of a classifier waits as a label: a large number is not rounded."""
+    service = Service(type="classification")
+    service.tell(actual=2**60 + 1, id="a")
+    service.truth.remember("a", 2**60 + 1, None)
+    assert service.pairs() == {(str(2**60 + 1), str(2**60 + 1)): 1.0}
+
+
+def test_no_delay_is_negative():
+    """A truth that is told after the clock was set back has come at once."""
+    service = Service(type="regression")
+    (receipt,) = service.truth.issue(1.0, None)
+    service.clock.now -= 600.0
+    assert service.tell(actual=1.0, receipt=receipt) == "matched"
+    assert service.cells("matched") == {(): [1.0, 0.0]}
+
+
 def test_ids_of_several_models_are_apart():
     """Two models in one store, or two versions, may have the same ids."""
     one = Service(type="regression")
@@ -289,15 +306,13 @@ PLACES = st.integers(0, len(HOSTILE) - 1)
 
 @settings(max_examples=120, deadline=None)
 @given(
-    HOSTILE,
-    HOSTILE,
-    HOSTILE,
+    st.tuples(PLACES, PLACES, PLACES),
     st.sampled_from([None, "regression", "binary"]),
     st.sampled_from(["prediction", "receipt", "id"]),
 )
-def test_nothing_that_is_told_raises(said_: int, true_: int, scores_: int, type_: str | None, way: str):
+def test_nothing_that_is_told_raises(places: tuple[int, int, int], type_: str | None, way: str):
     """Whatever the values are, a truth has a result, all cells are finite, and each count is of one truth."""
-    said, true, scores = HOSTILE[said_], HOSTILE[true_], HOSTILE[scores_]
+    said, true, scores = [HOSTILE[place] for place in places]
     service = Service(type=type_)
     service.truth.estimate(said, scores)
     receipts = service.truth.issue(said, scores)
@@ -375,7 +390,7 @@ def test_a_class_is_the_same_in_all_its_forms(forms: tuple[Any, Any]):
     ("scores", "expected"),
     [
         (0.25, 0.25), (np.float32(0.25), 0.25), ([0.25], 0.25), ({"yes": 0.25, "no": 0.75}, 0.25),
-        ({"no": 0.75, "yes": 0.25}, 0.25), (1.0 + 1e-7, 1.0), (0, 0.0),
+        ({"no": 0.75, "yes": 0.25}, 0.25), (1.0 + 1e-7, 1.0), (0, 0.0), (-1e-7, 0.0),
     ],
 )  # fmt: skip
 def test_scores_of_two_classes_are_of_the_positive_one(scores: Any, expected: float):
@@ -408,6 +423,18 @@ def test_what_is_no_probability_is_left_out(scores: Any, reasons: dict[str, floa
     assert len(caplog.records) == warnings
 
 
+def test_what_is_no_probability_in_an_array_is_left_out():
+    """Of an array, and of rows of which some are of another class, those that can be read are counted."""
+    service = Service(type="binary", positive="yes")
+    scores = np.array([1.5, math.nan, 0.25, -1e-7, -math.inf])
+    service.tell(actual=["yes"] * 5, prediction=["no"] * 5, score=scores)
+    assert service.totals(DROPPED) == {"type": 1, "not_finite": 2}
+    service.tell(actual=["yes"] * 2, prediction=["no"] * 2, scores=[{"yes": 0.25, "no": 0.75}, {"no": 0.75}])
+    (cells,) = service.cells("scores").values()
+    assert sum(cells[:BINS]) == 3
+    assert cells[-2] == pytest.approx(2 * 0.75**2 + 1.0)
+
+
 def test_a_column_for_each_class_is_in_the_order_of_the_profile():
     """Where the profile knows all classes, a row has the probability of each: numbers by size, texts by alphabet."""
     labels = [10, 9, 2] * 4
@@ -422,6 +449,12 @@ def test_a_column_for_each_class_is_in_the_order_of_the_profile():
     assert one.cells("scores") == {("answer",): pytest.approx(cells)}
     service.tell(actual=[2, 2], prediction=[2, 77], scores=table[:2])
     assert service.totals(DROPPED) == {"type": 1}
+    (cells,) = service.cells("scores").values()
+    assert sum(cells[:-2]) == 4
+    some = Profile.fit({"x": range(12)}, labels, labels, type="classification", categories=2)
+    other = Service(profile=some)
+    other.tell(actual=[2], prediction=[2], scores=table[:1, :2])
+    assert other.totals(DROPPED) == {"type": 1}
 
 
 def test_a_positive_class_that_is_not_known_is_told_once(caplog: Any):
@@ -480,10 +513,10 @@ def test_receipts_of_several_classes_know_how_sure_the_answer_was():
 def test_answers_without_a_receipt_keep_their_place():
     """What cannot be signed has an empty text where its receipt would be, and is counted."""
     service = Service(type="classification")
-    issued = service.truth.issue(["a", None, "x" * 300, 1.5], None)
-    assert [bool(each) for each in issued] == [True, False, False, True]
+    issued = service.truth.issue(["a", None, "x" * 300, 0.73, 2], None)
+    assert [bool(each) for each in issued] == [True, False, False, False, True]
     assert service.cells("asked") == {(): [2.0]}
-    assert service.totals(DROPPED) == {"type": 2}
+    assert service.totals(DROPPED) == {"type": 3}
     assert service.truth.issue(None, None) == []
 
 
@@ -538,6 +571,7 @@ def test_confidence_is_that_of_the_answer():
     """The probability of no is what is left of that of yes, and that of a class its own."""
     for values, scores, type_ in (
         (["yes", "no"], [0.9, 0.3], "binary"),
+        (np.array(["yes", "no"]), np.array([0.9, 0.3]), "binary"),
         (["a", "b"], [{"a": 0.9, "b": 0.05, "c": 0.05}, {"a": 0.1, "b": 0.7, "c": 0.2}], "multi-class"),
     ):
         service = Service(type=type_)
@@ -570,16 +604,21 @@ def test_classes_past_the_first_hundred_are_other():
         service.truth.estimate(f"c{k}", None)
     service.truth.estimate([f"c{k}" for k in range(1000)], None)
     counts = service.totals(PREDICTION_CLASS)
+    assert len(service.truth._estimates._forms) <= 400
     assert len(counts) == 101
     assert counts["other"] == 1800
     assert counts["c99"] == 2
+    few = Service(type="classification")
+    few.truth.estimate("x" * 201, None)
+    assert few.totals(PREDICTION_CLASS) == {"other": 1}
 
 
-def test_the_calibration_of_another_class_is_not_used():
-    """Where the scores are of another class than in training, no accuracy is estimated."""
+def test_the_calibration_of_another_class_is_not_used(caplog: Any):
+    """Where the scores are of another class than in training, no accuracy is estimated, and the log says so."""
     service = Service(profile=PROFILE, positive="0")
     service.truth.estimate(0, 0.9)
     assert service.cells("estimate") == {}
+    assert "another positive class" in caplog.text
     assert service.totals(PREDICTION_CONFIDENCE) == {"": 1}
 
 

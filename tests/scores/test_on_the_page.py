@@ -140,6 +140,18 @@ def test_what_happens_in_a_prediction(telemetry: Telemetry, model: Model):
     assert samples.value("prediction_confidence_sum") == pytest.approx(2.25)
 
 
+def test_probabilities_are_no_classes(telemetry: Telemetry, model: Model):
+    """A classifier whose values are probabilities has no class counted for them, each of which would be another."""
+    for values in (0.73, [0.25, 0.5], 1):
+        with model.prediction() as prediction:
+            prediction.values = values
+    samples = said(telemetry)
+    assert samples.labels("prediction_class_total") == [
+        {"model_name": "tumour", "model_version": "v1", "predicted_class": "1"}
+    ]
+    assert samples.value("predictions_total") == 4.0
+
+
 async def test_a_phase_is_timed_in_asynchronous_code(telemetry: Telemetry, model: Model):
     """`async with` does as well, and a phase that raises is timed too."""
     with pytest.raises(ValueError, match="no row"):

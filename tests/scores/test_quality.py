@@ -186,6 +186,25 @@ def test_two_classes_past_the_bound_are_no_hit():
     assert len([name for name in found if name.startswith("confusion")]) == 30 + 3
 
 
+def test_a_pair_of_classes_stands_once_in_the_counts():
+    """Truths from before it was known that 1 is no positive class, and from after it, are one count."""
+    told = Told(type="classification", counts=True)
+    told.truth.record(actual=[1, 2, 1], prediction=[0, 0, 0])
+    told.truth.record(actual=1, prediction=0)
+    found = told.read()
+    assert (found["confusion.1.0"], found["confusion.2.0"]) == (3, 1)
+    assert found["recall"] == 0.0
+
+
+def test_probabilities_are_judged_by_the_kind_of_which_there_are_more():
+    """A model whose scores were of the positive class, and then of the answers, has the scores of the latter."""
+    told = Told(type="classification")
+    told.truth.record(actual="yes", prediction="yes", score=0.5)
+    for _ in range(2):
+        told.truth.record(actual="a", prediction="a", scores={"a": 0.75, "b": 0.25, "c": 0.0})
+    assert told.read()["brier"] == near(0.25**2)
+
+
 # --- Regressions ----------------------------------------------------------------------------------------------------
 
 
@@ -220,7 +239,9 @@ def test_r2_keeps_its_digits_far_from_nought():
     said = true + 0.3 * random.normal(size=500)
     profile = Profile.fit({"x": list(range(500))}, said, true)
     told = Told(type="regression", profile=profile)
-    told.truth.record(actual=true, prediction=said)
+    told.truth.record(actual=true[:400], prediction=said[:400])
+    for actual, prediction in zip(true[400:], said[400:], strict=True):
+        told.truth.record(actual=actual, prediction=prediction)
     assert told.read()["r2"] == pytest.approx(oracle.r2_score(true, said), abs=1e-6)
 
 
@@ -253,9 +274,9 @@ def test_truths_that_left_the_window_do_not_count():
     told.truth.record(actual=[1.0, 2.0, 3.0], prediction=[5.0, -7.0, 9.0])
     told.read()
     told.clock.now += DAY
-    told.truth.record(actual=[1.0, 2.0, 4.0], prediction=[1.25, 2.5, 3.0])
+    true, said = [-1.0, -2.0, -4.0], [-0.75, -1.5, -5.0]
+    told.truth.record(actual=true, prediction=said)
     found = told.read()
-    true, said = [1.0, 2.0, 4.0], [1.25, 2.5, 3.0]
     exact = {"rmse": oracle.root_mean_squared_error(true, said), "r2": oracle.r2_score(true, said), "truths": 6}
     assert of_names(found, exact) == near(exact)
     assert found["bias"] == near(-0.25 / 3)
@@ -394,7 +415,8 @@ def test_the_estimated_accuracy_is_near_the_real_one():
         told.truth.estimate(answer, score)
     real = oracle.accuracy_score(true, said)
     assert profile.training["accuracy"] - real > 0.1
-    assert told.read()["estimated.accuracy"] == pytest.approx(real, abs=0.01)
+    ((n, right),) = [cells for name, _, _, cells in told.provider.everyone.cells() if name == "quality/estimate"]
+    assert told.read()["estimated.accuracy"] == right / n == pytest.approx(real, abs=0.01)
     told.clock.now += DAY
     told.read()
     told.clock.now += DAY
