@@ -1,7 +1,7 @@
 """From training to an alert, in some seconds: `python model_monitoring.py`.
 
 A model says which loans are paid back. Then its feed breaks: incomes come in thousands. What the page says before and
-after is printed, with windows of three seconds where a service has hours.
+after is printed, with windows of two seconds where a service has hours.
 """
 
 import tempfile
@@ -17,8 +17,8 @@ from otel_mlops import configure_telemetry
 from otel_mlops.profile import Profile
 
 FEATURES = ("income", "debt_ratio", "years_employed")
-WINDOW_S = 3.0
-chance = np.random.default_rng(7)
+WINDOW_S = 2.0
+chance = np.random.default_rng(1)
 
 
 def applicants(number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -80,7 +80,7 @@ with tempfile.TemporaryDirectory() as folder:
     profile = Path(folder) / "loans.profile.json"
     classifier = train(profile)
     with configure_telemetry(
-        service_name="loans", start_server=False, drift_window=WINDOW_S, quality_window=WINDOW_S, drift_samples=300
+        service_name="loans", start_server=False, drift_window=WINDOW_S, quality_window=WINDOW_S, drift_samples=200
     ) as telemetry:
         model = telemetry.model("loans", version="v1", type="classification", profile=profile)
         serve(is_broken=False)

@@ -22,6 +22,8 @@ class Inputs:
         self._answers = profile.prediction is not None
         name = f"drift/{profile.digest}"
         self._cells = instruments.cells(name, self._binning.size, labels, profile.reference())
+        # There from the start, at 0: of what first appears with a value, increase() does not see the first part.
+        self._cells.add([(0, 0.0)])
         self._dropped = instruments.instrument(DROPPED)
 
     def count(self, features: Any, values: Any) -> None:

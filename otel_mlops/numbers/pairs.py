@@ -33,25 +33,50 @@ class ErrorDifference(NamedTuple):
 
 
 def add_labels(answers: list[float], first: str, second: str) -> None:
-    """Count the labels that two models gave to one input."""
+    """Count the labels that two models gave to one input.
+
+    >>> answers = [0.0] * ANSWERS
+    >>> add_labels(answers, "cat", "cat")
+    >>> add_labels(answers, "cat", "dog")
+    >>> answers
+    [2.0, 1.0, 0.0, 0.0, 0.0]
+    """
     answers[0] += 1.0
     answers[1] += first == second
 
 
 def add_numbers(answers: list[float], first: float, second: float) -> None:
-    """Count the numbers that two models gave to one input, up to LARGEST."""
+    """Count the numbers that two models gave to one input, up to LARGEST.
+
+    >>> answers = [0.0] * ANSWERS
+    >>> add_numbers(answers, 1.0, 3.5)
+    >>> answers
+    [0.0, 0.0, 1.0, 0.0, 2.5]
+    """
     answers[2] += 1.0
     answers[3] += first == second
     answers[4] += abs(first - second)
 
 
 def add_true_label(truths: list[float], first: str, second: str, actual: str) -> None:
-    """Count which of two labels is right."""
+    """Count which of two labels is right.
+
+    >>> truths = [0.0] * TRUTHS
+    >>> add_true_label(truths, "cat", "dog", actual="cat")
+    >>> truths
+    [0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+    """
     truths[2 * (first != actual) + (second != actual)] += 1.0
 
 
 def add_true_number(truths: list[float], first: float, second: float, actual: float) -> None:
-    """Count which of two numbers is nearer to the truth, and by how much, up to LARGEST."""
+    """Count which of two numbers is nearer to the truth, and by how much, up to LARGEST.
+
+    >>> truths = [0.0] * TRUTHS
+    >>> add_true_number(truths, 1.0, 4.0, actual=3.5)
+    >>> truths
+    [0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 2.0, 4.0]
+    """
     better = abs(first - actual) - abs(second - actual)
     truths[4] += 1.0
     truths[5] += better != 0.0

@@ -556,7 +556,9 @@ def test_a_table_of_another_width_is_dropped():
 
 
 @pytest.mark.parametrize(
-    "given", [[], (), np.ones(0), np.ones((0, 2)), deque(), {"age": [], "free": []}, Frame({"age": []})], ids=repr
+    "given",
+    [[], (), np.ones(0), np.ones((0, 2)), deque(), {"age": [], "free": []}, Frame({"age": []})],
+    ids=lambda given: type(given).__name__,
 )
 def test_a_batch_of_nothing_adds_nothing(given: Any):
     """No row is counted, and none is dropped."""

@@ -133,3 +133,30 @@ def test_several_workers(ports: list[int]):
         assert len(page.samples("system_memory_total_bytes")) == 1
         client.post("/forget", params={"model_version": "v1.2.3"})
         assert not read(client, url).samples("predictions_total")
+
+
+def test_model_monitoring():
+    """The walk through ends with a drift of what broke alone, a fallen accuracy, and the share of truths."""
+    environ = {name: text for name, text in os.environ.items() if not name.startswith("OTEL_")}
+    command = [sys.executable, "model_monitoring.py"]
+    ran = subprocess.run(
+        command, cwd=EXAMPLES, env=environ, capture_output=True, text=True, timeout=WAIT_S, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    before, after = ran.stdout.split("--- incomes come in thousands")
+
+    def shown(text: str, name: str, label: str = "") -> float:
+        (line,) = [line for line in text.splitlines() if line.startswith(name + "{") and label in line]
+        return float(line.rsplit(" ", 1)[1])
+
+    for feature, drifts in (("income", 1), ("__prediction__", 1), ("debt_ratio", 0), ("years_employed", 0)):
+        label = f'feature="{feature}"'
+        assert [shown(text, "model_drift_detected", label) for text in (before, after)] == [0, drifts]
+        is_above = shown(after, "model_drift_score", label) > shown(after, "model_drift_threshold", label)
+        assert is_above is bool(drifts)
+    assert shown(before, "model_accuracy_score") > 0.75
+    assert shown(before, "model_score_bound", 'bound="lower"') > shown(after, "model_score_bound", 'bound="upper"')
+    estimated = shown(before, "model_estimated_accuracy_score")
+    assert estimated == pytest.approx(shown(before, "model_accuracy_score"), abs=0.1)
+    for text in (before, after):
+        assert shown(text, "ground_truth_coverage_ratio") == pytest.approx(0.8, abs=0.2)

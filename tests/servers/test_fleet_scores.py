@@ -88,3 +88,49 @@ def test_the_drift_of_a_fleet_in_promql_is_that_of_one_service(tmp_path: Path):
     ]
     series = [each for found, _ in on_two for each in found]
     evaluate(tmp_path, "drift.md", [{"interval": "30m", "input_series": series, "promql_expr_test": checks}])
+
+
+OF = 'model_name="loans",model_version="v1"'
+INCOME = f'{OF},feature="income"'
+UPPER = f'{OF},dataset="live",score="accuracy",bound="upper"'
+ALERTS = {
+    "ModelInputDrifted": {
+        f"model_drift_score{{{INCOME}}}": ("0.3x14", "0.1x14"),
+        f"model_drift_threshold{{{INCOME}}}": ("0.2x14", "0.3x14"),
+        f"model_drift_window_samples{{{INCOME}}}": ("500x14", "499x14"),
+    },
+    "ModelInputMissing": {
+        f"model_feature_missing_total{{{INCOME}}}": ("0+20x14", "0+12x14"),
+        f"model_drift_window_samples{{{INCOME}}}": ("500x14", "499x14"),
+    },
+    "ModelAccuracyLow": {
+        f"model_score_bound{{{UPPER}}}": ("0.84x14", "0.85x14"),
+        f'model_performance_samples{{{OF},dataset="live"}}': ("200x14", "199x14"),
+    },
+    "ModelTruthMissing": {f"ground_truth_coverage_ratio{{{OF}}}": ("0.4x14", "0.5x14")},
+}
+"""By alert, the series that let it fire, and what each of them has where it must not; values every half hour."""
+
+
+def test_the_alerts_of_the_walk_through_fire_when_they_must(tmp_path: Path):
+    """Each alert of docs/monitoring.md fires, and does not once any one of its values is on the other side."""
+    written = [
+        rule["alert"] for group in yaml.safe_load(rules_of("monitoring.md"))["groups"] for rule in group["rules"]
+    ]
+    assert written == [*ALERTS]
+    tests = [
+        {
+            "interval": "30m",
+            "input_series": [{"series": name, "values": values[name == quiet]} for name, values in series.items()],
+            "promql_expr_test": [
+                {
+                    "expr": f'count(ALERTS{{alertname="{alert}", alertstate="firing"}}) or vector(0)',
+                    "eval_time": "6h30m",
+                    "exp_samples": [{"labels": "{}", "value": int(quiet is None)}],
+                }
+            ],
+        }
+        for alert, series in ALERTS.items()
+        for quiet in (None, *series)
+    ]
+    evaluate(tmp_path, "monitoring.md", tests)
