@@ -198,6 +198,8 @@ def test_threads_that_append_at_once_get_cells_of_their_own(opened: Ledger):
 
 def test_whoever_reads_while_it_is_written_sees_a_beginning(opened: Ledger):
     """A reader beside the writer sees the records up to some point, and all whose forgetting it does not see."""
+    # But for one: a file is not copied in one instant. A record that was just being finished when its page was copied
+    # reads as forgotten, beside later ones of the next page. The next reading has it.
     opened.append(SERIES, -1, 1)
     path, written = path_of(opened), threading.Event()
 
@@ -210,13 +212,15 @@ def test_whoever_reads_while_it_is_written_sees_a_beginning(opened: Ledger):
 
     thread = threading.Thread(target=write)
     thread.start()
-    seen = 0
+    seen, unfinished = 0, set[int]()
     while not written.is_set():
         numbers = [each.description for each in read_ledger(path)]
         assert numbers == sorted(set(numbers))
-        assert all(n in numbers for n in range(max(numbers)) if n % 3), "a record behind a forgotten one is missing"
+        missing = {n for n in range(max(numbers)) if n % 3} - {*numbers}
+        assert len(missing) <= 1, "a record behind a forgotten one is missing"
+        assert not missing & unfinished
         assert len(numbers) >= seen
-        seen = len(numbers) - 1  # the last may be forgotten by the next time
+        seen, unfinished = len(numbers) - 2, missing  # the last may be forgotten by the next time
     thread.join()
 
 
