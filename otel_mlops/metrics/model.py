@@ -39,7 +39,8 @@ _TOKENS = tuple(float(4**power) for power in range(14))
 
 PREDICTION_LATENCY_P50 = Metric(
     "prediction.latency.p50", "gauge", "s", "Median of the duration of the prediction calls in the latency window.",
-    _OF, "once", note="OTEL_MLOPS_LATENCY_WINDOW is the window; within 1.1 percent, over all workers.",
+    _OF, "once", note="OTEL_MLOPS_LATENCY_WINDOW is the window; within 1.1 percent from a microsecond to 1,024 "
+    "seconds, over all workers. A longer call counts as 1,024 seconds.",
 )
 PREDICTION_LATENCY_P999 = Metric(
     "prediction.latency.p999", "gauge", "s",
@@ -86,7 +87,7 @@ MODEL_DRIFT_WINDOW_SAMPLES = Metric(
 )
 MODEL_DRIFT_FEATURES = Metric(
     "model.drift.features", "gauge", "{feature}",
-    "Features that have drifted, where a tenth at most of those counted is chance.", _OF, "once",
+    "Features that have drifted, where in the mean a hundredth at most of those counted is chance.", _OF, "once",
     note="By Benjamini and Hochberg, and only of those whose change is large enough to matter.",
 )
 MODEL_DRIFT_DISTANCE = Metric(
@@ -100,7 +101,8 @@ MODEL_FEATURE_MISSING = Metric(
 MODEL_FEATURE_INVALID = Metric(
     "model.feature.invalid", "counter", "{value}", "Values of a feature that are not as in training, by the reason.",
     (*_OF, "feature", "reason"), "once", values={"reason": FEATURE_REASONS},
-    note="`infinite` and `type` values count as missing as well; the others are in a bin all the same.",
+    note="`infinite` and `type` values count as missing as well; the others are in a bin all the same. Where "
+    "training's rare values share the bin `other`, none counts as `unseen`.",
 )
 MODEL_FEATURE_BIN = Metric(
     "model.feature.bin", "counter", "{row}", "Rows by feature and bin.", (*_OF, "feature", "bin"), "once",
@@ -192,7 +194,8 @@ GROUND_TRUTH_DELAY = Metric(
 GROUND_TRUTH_COVERAGE = Metric(
     "ground.truth.coverage.ratio", "gauge", "1",
     "Share of the predictions that wait for a truth which got one, 0 to 1.", _OF, "once",
-    note="Of the predictions made so long ago as truths take in the mean.",
+    note="Of the predictions made so long ago as truths take in the mean; absent until those of a whole quality window "
+    "are known.",
 )
 
 # --- Comparisons --------------------------------------------------------------------------------------------

@@ -21,8 +21,8 @@ Kind: TypeAlias = Literal["regression", "classification"]
 Of: TypeAlias = Literal["positive", "answer", "unknown"]
 """What a probability is of: the positive class, the class that was answered, or a class that is not known yet."""
 
-OTHER, ANOTHER = "other", "another"
-"""The class of what is past the bound; and of an answer that is counted as its truth is, and is another."""
+OTHER = "other"
+"""The class of what is past the bound."""
 
 POSITIVE_WORDS = frozenset({"1", "true", "yes", "positive"})
 NEGATIVE_WORDS = frozenset({"0", "-1", "false", "no", "negative"})

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from otel_mlops.model.answers import (
-    ANOTHER,
     Classes,
     Kind,
     Of,
@@ -23,13 +22,11 @@ from otel_mlops.model.answers import (
 )
 from otel_mlops.model.estimates import UNKNOWN_CLASS
 from otel_mlops.numbers.probability import BINS, SCORE_BOUNDS, brier_loss, log_loss
-from otel_mlops.numbers.quality import residuals
+from otel_mlops.numbers.quality import MOST_CLASSES, PAST, residuals
 
 if TYPE_CHECKING:
     from otel_mlops.sdk.provider import MeterProvider
 
-MOST_CLASSES = 30
-"""Of a model, in the cells of one worker."""
 LARGEST_ERROR = 1e150
 """The square of a larger one, a few times, would be infinite."""
 _SIDES = {(True, True): "both", (True, False): "actual", (False, True): "predicted", (False, False): "neither"}
@@ -153,7 +150,7 @@ class Matches:
         """The cells of a truth and an answer, and which of both is the positive class, where that is known."""
         actual, predicted = self._classes(truth), self._classes(answer)
         if actual == predicted and truth != answer:
-            predicted = ANOTHER  # they are past the bound, and no hit
+            predicted = PAST  # they are past the bound, and no hit
         sides = self._positive(truth), self._positive(answer)
         which = "" if None in sides else _SIDES[sides]  # type: ignore[index]
         key = actual, predicted, which

@@ -9,10 +9,10 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from otel_mlops.metrics import DROPPED
+from otel_mlops.model.answers import label_of
 from otel_mlops.numbers import pairs
 from otel_mlops.numbers.values import count_rows, is_number
 from otel_mlops.profile.columns import is_missing
-from otel_mlops.profile.feature import category_of
 
 if TYPE_CHECKING:
     from otel_mlops.sdk.provider import MeterProvider
@@ -143,12 +143,10 @@ def _plain(value: Any) -> Any:
 
 
 def _label(value: Any) -> str:
-    if type(value) is str:
-        return value
     value = _plain(value)
     if isinstance(value, float) and not isfinite(value):
         raise OverflowError(value)
-    label = category_of(value)
+    label = label_of(value)
     if label is None:
         raise TypeError(type(value).__qualname__)
     return label

@@ -109,7 +109,7 @@ def mean_difference(answers: Sequence[float], totals: Sequence[float]) -> float 
     1.5
     """
     _, _, n, same, total = answers
-    if not n or not (n == same or _has_digits(total, totals[4], n)):
+    if not n or not (n == same or has_digits(total, totals[4], n)):
         return None
     return total / n
 
@@ -140,11 +140,15 @@ def error_difference(truths: Sequence[float], totals: Sequence[float], level: fl
     2.0
     """
     n, unequal, total, squares = truths[4:]
-    if not n or not (unequal == 0.0 or _has_digits(squares, totals[7], n)):
+    if not n or not (unequal == 0.0 or has_digits(squares, totals[7], n)):
         return None
     return ErrorDifference(total / n, mean_interval(n, total, squares, level))
 
 
-def _has_digits(part: float, total: float, n: float) -> bool:
-    """Whether n additions to a total cannot have been rounded by more than a millionth of what they added."""
+def has_digits(part: float, total: float, n: float) -> bool:
+    """Say whether n additions to a total cannot have been rounded by more than a millionth of what they added.
+
+    >>> has_digits(1.0, 1e6, 100.0), has_digits(1.0, 1e12, 100.0)
+    (True, False)
+    """
     return n * _ROUNDING * total <= 1e-6 * part

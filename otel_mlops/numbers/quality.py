@@ -6,6 +6,11 @@ from collections.abc import Iterable, Sequence
 from math import fsum, isfinite, sqrt
 from typing import Literal, NamedTuple
 
+MOST_CLASSES = 30
+"""How many classes of a model are told apart; those past them are one."""
+PAST = "another"
+"""What a wrong answer is called where it and the truth are both past MOST_CLASSES."""
+
 Confusion = Sequence[Sequence[float]]
 """How often each class (a row) was taken for each class (a column): (classes, classes), counts >= 0."""
 

@@ -74,16 +74,16 @@ Feature: TypeAlias = Numeric | Categorical
 def category_of(value: object) -> str | None:
     """Return the text by which a value is a category, None for what is none.
 
-    A str stands for itself; a bool is `true` or `false`; a whole number is its digits, also as a float, which data
-    frames make of whole numbers where some are missing.
+    A str stands for itself; a whole number is its digits, also as a float, which data frames make of whole numbers
+    where some are missing; a bool is 1 or 0, as which it may well be served.
 
     >>> category_of("a"), category_of(True), category_of(3), category_of(3.0), category_of(2.5), category_of([])
-    ('a', 'true', '3', '3', '2.5', None)
+    ('a', '1', '3', '3', '2.5', None)
     """
     if isinstance(value, str):
         return value
     if isinstance(value, bool):
-        return "true" if value else "false"
+        return "1" if value else "0"
     if isinstance(value, int):
         return str(value)
     if isinstance(value, float):

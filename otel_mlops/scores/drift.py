@@ -33,8 +33,8 @@ CELLS = "drift"
 
 ALPHA = 0.01
 """How often chance may lift the score of any of a model's features above its threshold, in one look."""
-_FALSE_SHARE = 0.1
-"""How many of the features that count as drifted may be chance."""
+_FALSE_SHARE = ALPHA
+"""How many of the features that count as drifted may be chance, in the mean."""
 
 
 class _Judged(NamedTuple):
@@ -95,9 +95,11 @@ def _judge(feature: ReferenceFeature, actual: list[float], n: float, alpha: floa
 def _drifted(judged: list[_Judged]) -> float:
     """How many of the model's own features have changed beyond chance, by enough to matter."""
     own = [each for each in judged if each.feature.name != PREDICTION]
-    found = discoveries([each.p_value for each in own], _FALSE_SHARE)
+    # Before it is counted, not after: a feature that moves within its habit is no discovery, and must not make room for
+    # another that is chance.
     large = [each.score > max(FLOOR, each.feature.block or 0.0) for each in own]
-    return float(sum([a and b for a, b in zip(found, large, strict=True)]))
+    p_values = [each.p_value if is_large else 1.0 for each, is_large in zip(own, large, strict=True)]
+    return float(sum(discoveries(p_values, _FALSE_SHARE)))
 
 
 def _invalid(each: Counted, features: tuple[ReferenceFeature, ...]) -> Iterator[Sample]:

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING
 
 from otel_mlops import metrics as rows
 from otel_mlops.numbers.chance import Interval, mean_interval, wilson
-from otel_mlops.numbers.probability import BINS, auc, calibration_error
+from otel_mlops.numbers.pairs import has_digits
+from otel_mlops.numbers.probability import BINS, auc, auc_error, calibration_error
 from otel_mlops.numbers.quality import (
+    MOST_CLASSES,
+    PAST,
     Residuals,
     accuracy,
     bias,
@@ -35,6 +38,10 @@ _REGRESSION, _CONFUSION, _SCORES = "quality/regression", "quality/confusion", "q
 _ASKED, _MATCHED, _ESTIMATE = "quality/asked", "quality/matched", "quality/estimate"
 _SIZES = {_REGRESSION: 6, _CONFUSION: 1, _SCORES: 2 * BINS + 2, _ASKED: 1, _MATCHED: 2, _ESTIMATE: 2}
 """Cells of another size are of a worker that runs other code than this process."""
+
+_MOST_AUC_ERROR = 0.02
+"""Half the share of pairs in the same bin, past which the area under the curve is not told. It is off by less, as a
+rule by a tenth of that."""
 
 SIGNED: dict[str, Collection[int]] = {
     _REGRESSION: frozenset({Residuals._fields.index("e"), Residuals._fields.index("d")})
@@ -83,6 +90,11 @@ def _classification(pairs: list[Counted], live: Labels) -> Iterator[Sample]:
     sides: defaultdict[str, float] = defaultdict(float)
     for each in pairs:
         sides[each.labels.get("positive", "")] += each.window.cells[0]
+    if len(confusion) > MOST_CLASSES or any(each.labels["predicted"] == PAST for each in pairs):
+        # The classes past the bound are one: of them nothing can be said one by one, nor in the mean.
+        yield from _known(live, (rows.MODEL_ACCURACY, accuracy(confusion)))
+        yield from _bounds("accuracy", wilson(right, n), live)
+        return
     if sides[""]:
         rates = mean_rates(confusion, "macro")
     else:  # for all that is in the window it is known which is the positive class
@@ -114,18 +126,24 @@ def _regression(parts: list[Counted], live: Labels) -> Iterator[Sample]:
     """The scores of a regression."""
     every = [Residuals._make([*each.window.cells, float(each.labels["reference"])]) for each in parts]
     every = [each for each in every if each.n > 0.0]
+    before = Residuals._make([*map(fsum, zip(*[each.totals for each in parts], strict=True)), 0.0])
     # One alone is left about its reference: about the mean of its truths, r2 could not tell that they do not vary.
     sums = every[0] if len(every) == 1 else merge(every)
-    yield from _known(
-        live,
-        (rows.MODEL_RMSE, root_mean_squared_error(sums)),
-        (rows.MODEL_MAE, mean_absolute_error(sums)),
-        (rows.MODEL_R2, r2(sums)),
-        (rows.MODEL_BIAS, bias(sums)),
-    )
-    yield from _bounds("bias", mean_interval(sums.n, sums.e, sums.e2), live)
-    interval = mean_interval(sums.n, sums.abs_e, sums.e2)
-    yield from _bounds("mae", interval and Interval(max(0.0, interval.lower), interval.upper), live)
+    # What a single absurd error has added to the totals may have swallowed the digits of all that came after it. Where
+    # every error is 0 nothing was to be swallowed.
+    squares = sums.e2 == before.e2 or has_digits(sums.e2, before.e2, sums.n)
+    errors = sums.abs_e == before.abs_e or has_digits(sums.abs_e, before.abs_e, sums.n)
+    spread = sums.d2 == before.d2 or has_digits(sums.d2, before.d2, sums.n)
+    if squares:
+        yield from _known(live, (rows.MODEL_RMSE, root_mean_squared_error(sums)))
+        if spread:
+            yield from _known(live, (rows.MODEL_R2, r2(sums)))
+    if errors:
+        yield from _known(live, (rows.MODEL_MAE, mean_absolute_error(sums)), (rows.MODEL_BIAS, bias(sums)))
+    if squares and errors:
+        yield from _bounds("bias", mean_interval(sums.n, sums.e, sums.e2), live)
+        interval = mean_interval(sums.n, sums.abs_e, sums.e2)
+        yield from _bounds("mae", interval and Interval(max(0.0, interval.lower), interval.upper), live)
 
 
 def _probabilities(parts: list[Counted], live: Labels) -> Iterator[Sample]:
@@ -136,11 +154,17 @@ def _probabilities(parts: list[Counted], live: Labels) -> Iterator[Sample]:
     if n > 0.0:
         yield from _known(
             live,
-            (rows.MODEL_AUC, auc(positives, negatives)),
+            (rows.MODEL_AUC, auc(positives, negatives) if _tells_apart(positives, negatives) else None),
             (rows.MODEL_BRIER, brier / n),
             (rows.MODEL_LOG_LOSS, log / n),
             (rows.MODEL_CALIBRATION_ERROR, calibration_error(positives, negatives)),
         )
+
+
+def _tells_apart(positives: list[float], negatives: list[float]) -> bool:
+    """Whether the bins are fine enough for the scores: few pairs of a positive and a negative share one."""
+    error = auc_error(positives, negatives)
+    return error is not None and error <= _MOST_AUC_ERROR
 
 
 def _coverage(asked: Counted, matched: Counted, labels: Labels, length_s: float) -> Iterator[Sample]:
@@ -150,14 +174,16 @@ def _coverage(asked: Counted, matched: Counted, labels: Labels, length_s: float)
     them, there may be more truths than such predictions, and no share is above 1. Truths that take longer than the
     window are of predictions of which no count is kept.
 
-    Absent when: no truth has come yet, or nothing was predicted so long ago, or longer ago than the window.
+    Absent when: no truth has come yet, nothing was predicted so long ago, truths take longer than the window, or less
+        is known of the predictions than a whole window that ended so long ago: at first only the quick truths have
+        come, and the share of them would be too low.
     """
     now = matched.lagged(0.0)  # without what was counted before the first look, as is the other
     n, delays_s = matched.totals if now is None or not now.cells[0] > 0.0 else now.cells
     if now is None or not n > 0.0 or not delays_s / n <= length_s:
         return
     before = asked.lagged(delays_s / n)
-    if before is not None and before.cells[0] > 0.0:
+    if before is not None and before.seconds >= 0.999 * length_s and before.cells[0] > 0.0:
         yield Sample(rows.GROUND_TRUTH_COVERAGE, min(now.cells[0] / before.cells[0], 1.0), labels)
 
 

@@ -34,5 +34,5 @@ async def test_the_walk_through_gives_what_it_says(tmp_path: Path, monkeypatch: 
         page = telemetry.page().body.decode()
     assert told == {"result": "matched"}
     wanted = {shape for block in blocks("docs/monitoring.md", "") for shape in shapes(block)}
-    assert len(wanted) == 9
+    assert len(wanted) == 8
     assert wanted - shapes(page) == set()

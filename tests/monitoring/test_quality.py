@@ -91,10 +91,13 @@ def test_the_errors_of_flights_that_land_hours_later_are_scikit_learns():
                 assert replay.value(f"model_{name}_score") == pytest.approx(error, abs=1e-9), name
             delay_s = (lands_s - leaves_s)[landed].mean()
             asked = (leaves_s > now_s - DAY_S - delay_s) & (leaves_s <= now_s - delay_s)
+            if now_s < 38 * 3_600.0:
+                assert not replay.each("ground_truth_coverage_ratio", by="model_version"), "a day is not known yet"
+                continue
             coverages.append(replay.value("ground_truth_coverage_ratio"))
             assert coverages[-1] == pytest.approx(landed.sum() / asked.sum(), abs=0.01)
         # On the second day, with storms, one in eight is cancelled.
-        assert coverages == pytest.approx([0.98, 0.97, 0.87], abs=0.01)
+        assert coverages == pytest.approx([0.97, 0.87], abs=0.01)
         assert replay.each("ground_truth_total", by="result")["matched"] == lands.sum()
         whole_s = replay.value("ground_truth_delay_seconds_sum")
         assert whole_s == pytest.approx((lands_s - leaves_s)[lands].sum(), abs=1.0)

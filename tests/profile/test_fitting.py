@@ -125,8 +125,8 @@ def test_the_most_frequent_categories_have_bins():
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ([True, False, True], ("true", "false")),
-        (np.array([True, False, True]), ("true", "false")),
+        ([True, False, True], ("1", "0")),
+        (np.array([True, False, True]), ("1", "0")),
         (np.array([2, 1, 2]), ("2", "1")),
         ([2.0, NAN, 2.0, 1.5], ("2", "1.5")),
         (np.array(["x", "y", "x"]), ("x", "y")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -103,6 +104,21 @@ def test_the_scores_are_those_of_the_formulas_on_the_same_rows(telemetry: Teleme
     }
     for measure, distance in distances.items():
         assert samples.value("model_drift_distance", feature="rooms", measure=measure, **MODEL) == distance
+
+
+def test_what_moves_within_its_habit_makes_no_room_for_chance(telemetry: Telemetry):
+    """Features that change as they always did are not counted, and others are not the likelier called for it."""
+    draw = np.random.default_rng(11)
+    seen = Profile.fit(draw.normal(size=(1_000, 20)), bins=30).features
+    features = (*(dataclasses.replace(each, block=50.0) for each in seen[:10]), *seen[10:])
+    counts = []
+    for turn in range(20):
+        model = telemetry.model("habits", f"v{turn}", profile=Profile(features=features))
+        with model.prediction(features=np.hstack([draw.normal(2.0, 1.0, (500, 10)), draw.normal(size=(500, 10))])):
+            pass
+        counts.append(said(telemetry).value("model_drift_features", model_version=f"v{turn}"))
+        telemetry.forget(model_name="habits")
+    assert sum(counts) <= 1.0
 
 
 def test_few_rows_are_no_drift(telemetry: Telemetry, model: Model):

@@ -140,6 +140,54 @@ def test_what_happens_in_a_prediction(telemetry: Telemetry, model: Model):
     assert samples.value("prediction_confidence_sum") == pytest.approx(2.25)
 
 
+def test_one_absurd_truth_makes_no_later_error_look_small(telemetry: Telemetry, clock: Clock):
+    """When it has left the window what it has swallowed the digits of is absent, and not 0; the next group has them."""
+    model = telemetry.model("price", "v1", type="regression")
+    telemetry.sample()
+    model.record_truth(prediction=1e9, actual=100.0)
+    samples = said(telemetry)
+    assert samples.value("model_rmse_score", dataset="live") > 1e8
+    for _ in range(14):
+        clock.now += 7_300.0
+        telemetry.sample()
+    for turn in range(1_000):
+        model.record_truth(prediction=100.0 + (-1) ** turn, actual=100.0)
+    samples = said(telemetry)
+    assert samples.value("model_performance_samples", dataset="live") == 1_000.0
+    assert not {"model_rmse_score", "model_r2_score", "model_score_bound"} & samples.names()
+    assert samples.value("model_mae_score", dataset="live") == pytest.approx(1.0, rel=1e-3)
+
+
+def test_past_thirty_classes_there_is_the_accuracy_alone(telemetry: Telemetry, model: Model):
+    """Of classes that are counted as one nothing is said one by one, nor in the mean."""
+    for number in range(40):
+        model.record_truth(prediction=str(number), actual=str(number if number % 2 else 0))
+    samples = said(telemetry)
+    assert samples.value("model_accuracy_score", **LIVE) == pytest.approx(21 / 40)
+    assert (
+        not {"model_f1_score", "model_precision_score", "model_recall_score", "model_matthews_score"} & samples.names()
+    )
+
+
+def test_scores_that_are_all_alike_have_no_auc(telemetry: Telemetry, model: Model):
+    """Where the bins cannot tell them apart the area is absent; the losses are exact all the same."""
+    for number in range(100):
+        score = 0.5001 + number * 1e-6
+        model.record_truth(prediction="bad", actual="bad" if number > 50 else "good", score=score)
+    samples = said(telemetry)
+    assert "model_auc_score" not in samples.names()
+    assert samples.value("model_brier_score", **LIVE) == pytest.approx(0.25, abs=0.01)
+
+
+def test_a_candidate_is_compared_by_the_classes_that_truth_goes_by(telemetry: Telemetry, model: Model):
+    """1, 1.0 and True are one class to both models and to the truth."""
+    shadow = model.shadow(telemetry.model("tumour", "v2", type="classification"))
+    for number in range(10):
+        shadow.record(1, 1.0 if number < 8 else 0, actual=True)
+    samples = said(telemetry)
+    assert samples.value("model_paired_difference", estimate="mean") == pytest.approx(-0.2)
+
+
 def test_probabilities_are_no_classes(telemetry: Telemetry, model: Model):
     """A classifier whose values are probabilities has no class counted for them, each of which would be another."""
     for values in (0.73, [0.25, 0.5], 1):

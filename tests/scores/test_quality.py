@@ -353,9 +353,9 @@ def test_coverage_is_right_where_truths_take_hours():
             due = 0.972 * _rate(minute - lag // 60)
             matched.add([(0, due), (1, due * lag)])
         seen[minute] = told.read().get("ground.truth.coverage.ratio")
-    assert seen[60] is None
-    assert seen[lag // 60] is None or 0.0 < seen[lag // 60] <= 1.0
-    assert all(seen[minute] == pytest.approx(0.972, abs=0.02) for minute in seen if minute > 6 * 60)
+    # Until a whole day of predictions is known, the truth of most of which may still come.
+    assert {seen[minute] for minute in seen if minute < 24 * 60 + lag // 60} == {None}
+    assert all(seen[minute] == pytest.approx(0.972, abs=0.02) for minute in seen if minute > 27 * 60)
 
 
 def cells_of(told: Told) -> tuple[Any, Any]:
@@ -373,13 +373,13 @@ def test_coverage_falls_when_truths_stop():
     asked, matched = (
         told.provider.cells(f"quality/{name}", size, MODEL) for name, size in (("asked", 1), ("matched", 2))
     )
-    for hour in range(60):
+    for hour in range(80):
         told.clock.now = NOON + hour * 3600
         asked.add([(0, 10.0)])
-        if hour < 30:
+        if hour < 50:
             matched.add([(0, 10.0), (1, 36_000.0)])
         ratio = told.read().get("ground.truth.coverage.ratio")
-        if 2 < hour < 30:
+        if 27 < hour < 50:
             assert ratio == 1.0
     assert ratio == 0.0
 

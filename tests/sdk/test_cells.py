@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
+import time
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -116,28 +118,31 @@ def test_a_disabled_provider_has_no_cells():
 def test_no_count_is_lost_while_cells_move(state: Path, classes: dict[str, type], monkeypatch: pytest.MonkeyPatch):
     """Four threads count while the series moves from file to private memory and back: the totals are exact."""
     monkeypatch.setattr(stream, "RECORDING", classes)
-    worker, each = Worker(state), 20_000
+    worker = Worker(state)
     cells = worker.provider.cells("c", 12, MODEL)
     cells.count([0])
-    done = threading.Event()
-    start = threading.Barrier(4)
+    moved, start = threading.Event(), threading.Barrier(5)
+    rounds: list[int] = []
 
     def work() -> None:
         start.wait(30)
-        for _ in range(each):
+        for count in itertools.count(1):
             cells.count((1, 3, 5, 7, 9, 11))
             cells.add(((2, 0.5), (11, 1.0)))
+            if moved.is_set():
+                rounds.append(count)
+                return
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
         thread.start()
-    ender = threading.Thread(target=lambda: ([thread.join() for thread in threads], done.set()))
-    ender.start()
-    moves = 0
-    while not done.wait(0.001):
+    start.wait(30)
+    for _ in range(100):
         cells.take_along()
-        moves += 1
-    ender.join()
-    assert moves > 20
-    both = 4.0 * each
-    assert cells.read() == [1.0, both, 0.5 * both, both, 0.0, both, 0.0, both, 0.0, both, 0.0, 2 * both]
+        time.sleep(0)  # the others' turn
+    moved.set()
+    for thread in threads:
+        thread.join(60)
+    assert len(rounds) == 4
+    all_ = float(sum(rounds))
+    assert cells.read() == [1.0, all_, 0.5 * all_, all_, 0.0, all_, 0.0, all_, 0.0, all_, 0.0, 2 * all_]
