@@ -21,6 +21,7 @@ from otel_mlops.model.answers import (
     rows_of,
 )
 from otel_mlops.numbers.probability import SCORE_BOUNDS
+from otel_mlops.profile.columns import has_a_name
 
 if TYPE_CHECKING:
     from otel_mlops.profile import Profile
@@ -113,7 +114,7 @@ class Estimates:
         if label is None:
             return None
         found = label, self._rows_of(label)
-        if len(self._forms) < _MOST_FORMS:
+        if len(self._forms) < _MOST_FORMS and has_a_name(label):
             self._forms[value] = found
         return found
 

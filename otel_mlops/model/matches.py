@@ -55,6 +55,8 @@ class Matches:
         self._classes = Classes(MOST_CLASSES)
         # About another reference the sums are others: they have cells of their own.
         self._residuals = instruments.cells("quality/regression", 6, {**labels, "reference": repr(reference)})
+        # How many there are in all: where there is no room for some of the pairs, whoever leads knows that they lack.
+        self._classified = instruments.cells("quality/classified", 1, labels)
         self._pairs: dict[tuple[str, str, str], Any] = {}
         self._probabilities: dict[Of, Any] = {}
 
@@ -90,6 +92,7 @@ class Matches:
             return False
         found = self._scores.read(score, answer)
         self._pair(truth, answer).count((0,))
+        self._classified.count((0,))
         if found is not None:
             self._add_scores([found.p], found.of, [answer], [truth])
         return True
@@ -142,6 +145,7 @@ class Matches:
             if truth is not None and answer is not None:
                 self._pair(truth, answer).add([(0, float(n))])
                 good += n
+        self._classified.add([(0, float(good))])
         if found is not None:
             self._add_scores(*found, said, true)
         return good

@@ -60,7 +60,7 @@ class Prediction(Block):
         """Whether a cache gave the answer; None where none was asked."""
 
     def __enter__(self) -> Self:
-        self.values = None
+        self.values = self.scores = self.cache_hit = self._receipts = None
         self._series.in_progress.add(1.0)
         began_s = self._began_s = perf_counter()
         if self._ring is not None:

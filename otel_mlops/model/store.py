@@ -28,6 +28,8 @@ _logger = logging.getLogger(__name__)
 
 STORE_FILE = "answers.sqlite"
 """Of this schema; workers of two releases may meet, so another schema needs another name."""
+_REST_S = 1.0
+"""How long nobody is waited for after two calls in a row have waited in vain."""
 _LOOKS_EVERY = 500
 """After so many rows this process looks whether there are too many."""
 _QUIET_S = 60.0
@@ -102,6 +104,8 @@ class Store:
         self._clock = clock
         self._looks_every = max(1, min(_LOOKS_EVERY, max_rows // 100))
         self._rows_until_look = 0
+        self._was_busy = False
+        self._rests_until = 0.0
         self._troubles: dict[Trouble, float] = {}
         """When each was last met."""
 
@@ -215,6 +219,8 @@ class Store:
 
     def _run(self, work: Callable[[Connection, Counter[Dropped]], T], rows: int = 1) -> T:
         """Carry out some work, and tell what was dropped once that is certain."""
+        if time.monotonic() < self._rests_until:
+            raise StoreError("busy", "others have just had it too long")
         try:
             try:
                 result = self._once(work, rows)
@@ -226,6 +232,7 @@ class Store:
         except StoreError as error:
             self._note(error)
             raise
+        self._was_busy = False
         return result
 
     def _once(self, work: Callable[[Connection, Counter[Dropped]], T], rows: int) -> T:
@@ -252,6 +259,9 @@ class Store:
         A call that succeeds does not end it: on a full file system one that has nothing to write does.
         """
         if error.reason == "busy":
+            # Who was stopped in the middle of it would hold up every call of an event loop, each as long as it may.
+            self._rests_until = time.monotonic() + _REST_S if self._was_busy else 0.0
+            self._was_busy = True
             return
         now_s = self._clock()
         if not abs(now_s - self._troubles.get(error.reason, -inf)) < _QUIET_S:

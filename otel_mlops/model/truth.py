@@ -104,11 +104,12 @@ class Truth:
             raise ValueError(f"score and scores go with prediction; the {named[0]} has those of its prediction")
         try:
             rows = tuple(map(rows_of, (prediction, actual, scores)))
+            lengths = [None if each is None else len(each) for each in rows]
         except Exception as error:
             self._tell("values that cannot be read", error)
             return self._count("invalid")
         if prediction is not None:
-            _check_lengths(rows, scores)
+            _check_lengths(lengths, scores)
         try:
             if prediction is None:
                 return self._count(self._by_receipt(receipt, actual) if id is None else self._by_id(id, actual))
@@ -220,8 +221,9 @@ class Truth:
             try:
                 truths = store.remember_many(piece)  # type: ignore[union-attr]
             except StoreError:
-                self._drop("truth", len(piece))  # the store has told why
-                continue
+                # The store has told why. The rest would wait as long, each piece.
+                self._drop("truth", len(waiting) - start)
+                return
             self._ask(len(piece), 0)
             for (_, answer), truth in zip(piece, truths, strict=True):
                 if truth is not None:
@@ -258,11 +260,15 @@ class Truth:
         return (label, None, {label: found.p}) if found.of == "answer" else (label, found.p, None)
 
     def _key(self, id: Any) -> str | None:  # noqa: A002 (the caller's word)
-        """An id as the store has it, apart from those of other models; None for what is no id."""
-        if isinstance(id, (str, int, UUID)) and not isinstance(id, bool):
-            return self._id_prefix + str(id)
-        item = getattr(id, "item", None)  # a number of numpy's
-        return None if item is None or getattr(id, "ndim", None) != 0 else self._key(item())
+        """An id as the store has it, apart from those of other models; None for what is no id. Raises nothing."""
+        try:
+            if isinstance(id, (str, int, UUID)) and not isinstance(id, bool):
+                return self._id_prefix + str(id)
+            item = getattr(id, "item", None)  # a number of numpy's
+            return None if item is None or getattr(id, "ndim", None) != 0 else self._key(item())
+        except Exception as error:
+            self._tell("ids that cannot be read", error)
+            return None
 
     def _opened_receipts(self) -> Receipts:
         if self._receipts is None:
@@ -295,14 +301,14 @@ def _score_of(answer: Answer) -> Any:
     return answer.scores if answer.score is None else answer.score
 
 
-def _check_lengths(rows: tuple[Any, ...], scores: Any) -> None:
+def _check_lengths(lengths: list[int | None], scores: Any) -> None:
     """Refuse batches of different lengths.
 
     Errors:  ValueError.
     """
-    if rows[0] is None and rows[1] is None:
+    if lengths[0] is None and lengths[1] is None:
         return
-    given = dict(zip(("prediction", "actual", "score"), rows if scores is not None else rows[:2], strict=False))
-    lengths = {name: "one value" if each is None else f"{len(each)} rows" for name, each in given.items()}
-    if len({*lengths.values()}) > 1:
-        raise ValueError(f"expected as many rows of each, got {', '.join(f'{k}: {n}' for k, n in lengths.items())}")
+    given = dict(zip(("prediction", "actual", "score"), lengths if scores is not None else lengths[:2], strict=False))
+    told = {name: "one value" if each is None else f"{each} rows" for name, each in given.items()}
+    if len({*told.values()}) > 1:
+        raise ValueError(f"expected as many rows of each, got {', '.join(f'{k}: {n}' for k, n in told.items())}")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Collection, Mapping, Sized
+from collections.abc import Callable, Collection, Iterable, Mapping, Sized
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from otel_mlops import metrics as rows
@@ -22,6 +23,8 @@ PUSHED = (
     rows.MODEL_RMSE, rows.MODEL_MAE, rows.MODEL_R2,
 )  # fmt: skip
 """The rows that a service may set itself: what it has set is not worked out."""
+
+_logger = logging.getLogger(__name__)
 
 Labels: TypeAlias = Mapping[str, str]
 
@@ -45,6 +48,7 @@ class Scores:
     Yields:  latency, drift, quality and comparisons of each model, over the windows of the settings. Counters are
              totals.
     Absent when: this process does not lead, or the service has set a series itself.
+    Errors:  OSError while the numbers of some worker cannot be read: what lacks must not be taken for forgotten.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class Scores:
         self._settings = settings
         self._is_leader = is_leader
         self._clock = clock
+        self._faults: dict[str, str] = {}
         self._windows = {
             latency: Windows(settings.latency_window, group, "latency"),
             drift: Windows(settings.drift_window, group, "drift"),
@@ -82,10 +87,26 @@ class Scores:
             seen = windows.look(now, {key: totals for key, (_, _, _, totals) in mine.items()})
             for key, (name, about, labels, totals) in mine.items():
                 found[part].append(Counted(name, about, labels, totals, seen[key], _lagged(windows, key)))
-        samples = [*latency.samples(found[latency]), *drift.samples(found[drift], self._settings)]
-        samples += quality.samples(found[quality], self._settings)
-        samples += comparison.samples(found[quality])
-        return _without(samples, self._pushed())
+        every = [
+            *self._worked_out("latency", lambda: latency.samples(found[latency])),
+            *self._worked_out("drift", lambda: drift.samples(found[drift], self._settings)),
+            *self._worked_out("quality", lambda: quality.samples(found[quality], self._settings)),
+            *self._worked_out("comparison", lambda: comparison.samples(found[quality])),
+        ]
+        return _without(every, self._pushed())
+
+    def _worked_out(self, part: str, samples: Callable[[], Iterable[Sample]]) -> list[Sample]:
+        try:
+            return [*samples()]
+        except Exception as error:
+            # Cells of a worker that runs other code than this process must not cost the scores of all others.
+            self._tell(part, error)
+            return []
+
+    def _tell(self, part: str, error: Exception) -> None:
+        if self._faults.get(part) != repr(error):
+            self._faults[part] = repr(error)
+            _logger.warning("%s: what the workers have counted cannot be worked out: %r", part, error)
 
     def _pushed(self) -> dict[str, list[Collection[tuple[str, Any]]]]:
         """The labels of what the services have set themselves, by the row's name."""

@@ -19,7 +19,7 @@ from otel_mlops.numbers.drift import (
     stability_index,
 )
 from otel_mlops.profile.feature import PREDICTION
-from otel_mlops.profile.reference import ReferenceFeature, read_reference
+from otel_mlops.profile.reference import ReferenceFeature, read_reference, size_of
 from otel_mlops.sources.watched import Sample
 
 if TYPE_CHECKING:
@@ -47,9 +47,14 @@ class _Judged(NamedTuple):
 
 def samples(every: Iterable[Counted], settings: Settings) -> Iterator[Sample]:
     """The drift of each model that has a profile, and the counts behind it."""
+    newest: dict[tuple[tuple[str, str], ...], Counted] = {}
     for each in every:
+        # Of two profiles of one version, as while it is replaced, that which is in use.
+        of = tuple(sorted(each.labels.items()))
+        newest[of] = max(newest.get(of, each), each, key=lambda one: sum(one.window.cells))
+    for each in newest.values():
         features = _features_of(each.about)
-        if features:
+        if features and size_of(features) == len(each.totals):
             yield from _scores(each, features, settings.drift_samples)
             yield from _invalid(each, features)
             if settings.model_counts:

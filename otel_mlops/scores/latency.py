@@ -25,6 +25,8 @@ _QUANTILES = (
 def samples(every: Iterable[Counted]) -> Iterator[Sample]:
     """The percentiles of each model's prediction calls, absent where there was none, and how many there were."""
     for each in every:
+        if len(each.totals) != LATENCY.size:
+            continue  # of a worker that runs other code than this process
         counts = each.window.cells[:-1]  # the last is their sum
         yield Sample(rows.PREDICTION_LATENCY_SAMPLES, sum(counts), each.labels)
         for row, q in _QUANTILES:

@@ -35,8 +35,10 @@ if TYPE_CHECKING:
 CELLS = "quality"
 """What the cells' names begin with."""
 _REGRESSION, _CONFUSION, _SCORES = "quality/regression", "quality/confusion", "quality/scores"
-_ASKED, _MATCHED, _ESTIMATE = "quality/asked", "quality/matched", "quality/estimate"
-_SIZES = {_REGRESSION: 6, _CONFUSION: 1, _SCORES: 2 * BINS + 2, _ASKED: 1, _MATCHED: 2, _ESTIMATE: 2}
+_CLASSIFIED, _ASKED, _MATCHED, _ESTIMATE = (
+    f"quality/{each}" for each in ("classified", "asked", "matched", "estimate")
+)
+_SIZES = {_REGRESSION: 6, _CONFUSION: 1, _CLASSIFIED: 1, _SCORES: 2 * BINS + 2, _ASKED: 1, _MATCHED: 2, _ESTIMATE: 2}
 """Cells of another size are of a worker that runs other code than this process."""
 
 _MOST_AUC_ERROR = 0.02
@@ -55,7 +57,9 @@ def samples(every: Iterable[Counted], settings: Settings) -> Iterator[Sample]:
     for each in every:
         name, version = each.labels.get("model_name"), each.labels.get("model_version")
         sums = [*each.totals, *each.window.cells]
-        if _SIZES.get(each.name) == len(each.totals) and name and version and all(map(isfinite, sums)):
+        known = _SIZES.get(each.name) == len(each.totals) and _is_number(each.labels.get("reference", "0"))
+        known &= each.name != _CONFUSION or {"actual", "predicted"} <= each.labels.keys()
+        if known and name and version and all(map(isfinite, sums)):
             models[name, version][each.name].append(each)
     for (name, version), parts in models.items():
         labels = {"model_name": name, "model_version": version}
@@ -64,12 +68,19 @@ def samples(every: Iterable[Counted], settings: Settings) -> Iterator[Sample]:
             yield from _counts(parts, labels)
 
 
+def _is_number(text: str) -> bool:
+    try:
+        return isfinite(float(text))
+    except ValueError:
+        return False
+
+
 def _of_model(parts: defaultdict[str, list[Counted]], labels: Labels, settings: Settings) -> Iterator[Sample]:
     live = {**labels, "dataset": "live"}
-    truths = [*parts[_CONFUSION], *parts[_REGRESSION]]
+    truths = [*parts[_CLASSIFIED], *parts[_REGRESSION]]
     if truths:
         yield Sample(rows.MODEL_PERFORMANCE_SAMPLES, sum([each.window.cells[0] for each in truths]), live)
-    if parts[_CONFUSION]:
+    if parts[_CONFUSION] and _is_whole(parts[_CONFUSION], parts[_CLASSIFIED]):
         yield from _classification(parts[_CONFUSION], live)
     if parts[_REGRESSION]:
         yield from _regression(parts[_REGRESSION], live)
@@ -81,6 +92,13 @@ def _of_model(parts: defaultdict[str, list[Counted]], labels: Labels, settings: 
             yield Sample(rows.MODEL_ESTIMATED_ACCURACY, min(right / n, 1.0), labels)
     if parts[_ASKED] and parts[_MATCHED]:
         yield from _coverage(parts[_ASKED][0], parts[_MATCHED][0], labels, settings.quality_window)
+
+
+def _is_whole(pairs: list[Counted], classified: list[Counted]) -> bool:
+    """Whether no pair lacks for want of room: it is the rare ones that come last, and those are the errors."""
+    n = sum([each.window.cells[0] for each in classified])
+    # Some were just being counted when they were read.
+    return n - sum([each.window.cells[0] for each in pairs]) <= 10.0 + 0.001 * n and bool(classified)
 
 
 def _classification(pairs: list[Counted], live: Labels) -> Iterator[Sample]:

@@ -49,7 +49,7 @@ class CellSeries(Series):
 
 
 class NoCells:
-    """The cells of a provider that is disabled."""
+    """The cells of a provider that is disabled, and those for which there is no room."""
 
     def count(self, indices: Iterable[int]) -> None:
         """Do nothing."""
@@ -77,8 +77,18 @@ class Cells:
         """The series of these attributes; the description is that of who asks first."""
         stream = self._streams.get(name)
         if stream is None:
+            self._drop_unused()
             stream = self._streams.setdefault(name, self._new_stream(name, size, description))
-        return stream.find(attributes)
+        series = stream.find(attributes)
+        # What there is no room for is not counted: together it would be of no model.
+        return NoCells() if stream.is_overflow(series) else series
+
+    def _drop_unused(self) -> None:
+        """Let go of the streams whose series were forgotten and are held by nobody, and of their descriptions."""
+        for name, stream in list(self._streams.items()):
+            if stream.is_unused():
+                del self._streams[name]
+                stream.leave()
 
     def after_fork(self) -> None:
         """Begin at nothing in a forked child."""

@@ -69,6 +69,8 @@ class Everyone:
         self._version: Any = None
         self._shares: list[Share] = []
         self._faults: dict[str, str] = {}
+        self._unread: OSError | None = None
+        """Why the last look has not read everything."""
 
     def shares(self) -> tuple[Any, list[Share]]:
         """What every worker adds, and what changes whenever a series has come or gone."""
@@ -110,10 +112,17 @@ class Everyone:
         ]
 
     def cells(self) -> list[tuple[str, str, Mapping[str, Any], list[float]]]:
-        """The cells of all workers together: their name, description, attributes and numbers."""
+        """The cells of all workers together: their name, description, attributes and numbers.
+
+        Errors:  OSError while those of some worker cannot be read.
+        """
         found: dict[Any, tuple[Any, Mapping[str, Any], list[list[float]]]] = {}
         combine = combine_by("cells", "sum")
-        for stream, series, _ in self.shares()[1]:
+        with self._lock:
+            shares = self.shares()[1]
+            if self._unread is not None:
+                raise OSError(f"the numbers of some workers cannot be read: {self._unread}")
+        for stream, series, _ in shares:
             for each in series if stream.kind == "cells" else ():
                 key = stream.name, stream.size, _hash_attributes(each.attributes)
                 found.setdefault(key, (stream, each.attributes, []))[2].append(each.read())
@@ -252,6 +261,7 @@ class Everyone:
         if group is None:
             return True
         retired = group.folder / RETIRED
+        self._unread = None
         try:
             while True:
                 mark = mark_of(retired)
@@ -263,6 +273,7 @@ class Everyone:
                     break
             self._look_at_forgets()
         except OSError as error:
+            self._unread = error
             self._tell(f"{group.folder} cannot be read", error)
             return False
         self._faults.pop(f"{group.folder} cannot be read", None)
@@ -279,6 +290,7 @@ class Everyone:
             try:
                 peer.look()
             except OSError as error:
+                self._unread = error
                 self._tell(f"{peer.path} cannot be read", error)
 
     def _look_at_forgets(self) -> None:
@@ -300,6 +312,7 @@ class Everyone:
         except FileNotFoundError:
             return  # folded or left just now: the next round of looking finds it among the retired
         except OSError as error:
+            self._unread = error
             self._tell(f"{path} cannot be read", error)
 
     def _drop(self, peer: Peer) -> None:

@@ -190,6 +190,16 @@ class Stream:
             self._number, self._described = number, place
         return self._number
 
+    def is_unused(self) -> bool:
+        """Whether it has no series, and nobody holds one that it had."""
+        return not self.series and not len(self._forgotten)
+
+    def leave(self) -> None:
+        """Give the description up, as no series is left."""
+        place, self._described = self._described, None
+        if place is not None:
+            self.ledger.forget(place)
+
     def move(self) -> None:
         """Move what lies in private memory into the ledger's file."""
         for series in self.living():

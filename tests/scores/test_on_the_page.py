@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from otel_mlops.model import Model
+from otel_mlops.profile import Profile
 from otel_mlops.telemetry import Telemetry
 from otel_mlops.testing import Samples, collect, fresh_telemetry
 
@@ -167,6 +169,95 @@ def test_past_thirty_classes_there_is_the_accuracy_alone(telemetry: Telemetry, m
     assert (
         not {"model_f1_score", "model_precision_score", "model_recall_score", "model_matthews_score"} & samples.names()
     )
+
+
+def test_pairs_of_classes_without_room_silence_the_accuracy(clock: Clock):
+    """Where rare pairs, which are the errors, find no room, there is no accuracy rather than one that is too high."""
+    with fresh_telemetry(clock=clock, max_series=4) as telemetry:
+        model = telemetry.model("letters", "v1", type="classification")
+        said_, true = [f"class {number % 10}" for number in range(1_000)], [f"class {n % 7}" for n in range(1_000)]
+        model.record_truth(prediction=said_, actual=true)
+        samples = said(telemetry)
+        assert samples.value("model_performance_samples", model_name="letters") == 1_000.0
+        assert not {"model_accuracy_score", "model_score_bound", "model_f1_score"} & samples.names()
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "labels", "about"),
+    [
+        ("latency", 500, {}, ""),
+        ("drift/1", 3, {}, Profile.fit({"a": [1.0, 2.0]}).reference()),
+        ("quality/regression", 6, {"reference": "z"}, ""),
+        ("quality/confusion", 1, {}, ""),
+        ("comparison/answers", 5, {}, ""),
+    ],
+)
+def test_cells_of_other_code_cost_nobody_else_a_score(
+    telemetry: Telemetry, model: Model, name: str, size: int, labels: dict[str, str], about: str
+):
+    """What a worker of another version has counted otherwise is left out, and all else is told."""
+    model.record_truth(prediction="bad", actual="bad")
+    of = {"model_name": "other", "model_version": "9", **labels}
+    telemetry.meter_provider.cells(name, size, of, about).add([(0, 5.0)])
+    samples = said(telemetry)
+    assert samples.value("model_accuracy_score", **LIVE) == 1.0
+    assert samples.value("otel_mlops_source_up", source="models") == 1.0
+
+
+def test_a_worker_that_cannot_be_read_is_not_taken_for_forgotten(
+    telemetry: Telemetry, model: Model, monkeypatch: pytest.MonkeyPatch, clock: Clock
+):
+    """While something cannot be read the source is down, and the windows go on from what they knew."""
+    model.record_truth(prediction="bad", actual="bad")
+    said(telemetry)
+    everyone = telemetry.meter_provider.everyone
+    look = everyone._look
+
+    def blind() -> bool:
+        look()
+        everyone._unread = OSError(24, "Too many open files")
+        return True
+
+    monkeypatch.setattr(everyone, "_look", blind)
+    assert said(telemetry).value("otel_mlops_source_up", source="models") == 0.0
+    monkeypatch.undo()
+    clock.now += 90_000.0
+    said(telemetry)
+    model.record_truth(prediction="bad", actual="good")
+    samples = said(telemetry)
+    assert samples.value("model_accuracy_score", **LIVE) == 0.0, "the first has left the window"
+
+
+def test_models_that_come_and_go_leave_nothing_behind(telemetry: Telemetry):
+    """The cells of a profile go with the last model that has it, and so does their description."""
+    for version in range(30):
+        profile = Profile.fit({"a": [float(version + each) for each in range(20)]})
+        model = telemetry.model("passing", f"v{version}", profile=profile)
+        with model.prediction(features=[1.0]) as prediction:
+            prediction.values = 1.0
+        del model, prediction
+        telemetry.forget(model_name="passing")
+        gc.collect()
+    streams = telemetry.meter_provider._cells.streams
+    assert sum(each.name.startswith("drift/") for each in streams) <= 2
+
+
+def test_an_answer_that_is_very_long_is_not_kept(telemetry: Telemetry, model: Model):
+    """Of long answers no class is remembered: four hundred of them would be the memory of the worker."""
+    with model.prediction() as prediction:
+        prediction.values = ["x" * 1_000_000, "bad"]
+    for values in ("y" * 1_000_000, "good"):
+        with model.prediction() as prediction:
+            prediction.values = values
+    assert {len(str(each)) for each in model._truth._estimates._forms} <= {3, 4}
+    assert said(telemetry).value("prediction_class_total", predicted_class="other") == 2.0
+
+
+def test_one_bad_id_leaves_the_others_of_its_batch(telemetry: Telemetry, model: Model):
+    """What is no id is dropped and counted by itself."""
+    with model.prediction(id=["a", 10**5000, "c"]) as prediction:
+        prediction.values = ["bad"] * 3
+    assert [model.record_truth(id=each, actual="bad") for each in ("a", "c")] == ["matched", "matched"]
 
 
 def test_scores_that_are_all_alike_have_no_auc(telemetry: Telemetry, model: Model):
