@@ -502,6 +502,7 @@ def test_started_anew_at_once_it_has_one_timer(provider: MeterProvider, slow: Pa
         runner.run(serve())
 
 
+@pytest.mark.stress
 @LOOPS
 def test_loops_come_and_go(new_loop: NewLoop, provider: MeterProvider, open_pauses: OpenPauses):
     """Several loops in threads of their own are timed, each from its start on, and one that is closed is let go."""

@@ -537,6 +537,7 @@ def test_a_source_that_hangs_delays_neither_pages_nor_the_others(opened, caplog)
     ]
 
 
+@pytest.mark.stress
 def test_at_most_one_thread_is_abandoned_to_a_source(opened):
     """Several sources that hang cost one thread each, however long it lasts."""
     stuck = [Faulty(), Faulty(row=SYSTEM_MEMORY_TOTAL)]

@@ -383,6 +383,7 @@ def may_mount() -> bool:
     return subprocess.run(tried, capture_output=True, check=False).returncode == 0
 
 
+@pytest.mark.stress
 @pytest.mark.skipif(not may_mount(), reason="may not mount: run this as root on Linux")
 def test_a_full_file_system_is_told_and_survived(tmp_path: Path):
     """Others fill the file system: calls say `full`, nobody dies; there is room again: all that was kept is there."""

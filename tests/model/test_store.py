@@ -495,6 +495,7 @@ def is_whole(folder: Path) -> bool:
         return bool(connection.execute("PRAGMA integrity_check").fetchone() == ("ok",))
 
 
+@pytest.mark.stress
 def test_a_killed_writer_loses_nothing_it_was_told_is_kept(open_store: OpenStore, tmp_path: Path):
     """After SIGKILL in the middle all that was acknowledged is there, what was taken stays so, and others go on."""
     kill_writers(open_store(), rounds=2)
@@ -611,6 +612,7 @@ def test_a_child_of_a_store_in_memory_begins_at_nothing(open_store: OpenStore):
     assert store.take("a") == answer(id="a")
 
 
+@pytest.mark.stress
 def test_a_fork_while_threads_write_finds_it_closed(open_store: OpenStore):
     """However busy the parent's threads are, its children can use the store, and nothing is lost."""
     store = open_store()

@@ -35,6 +35,7 @@ def replay_rows(replay: Replay, columns: Columns, answers: Any, each: int) -> It
         yield begin + each
 
 
+@pytest.mark.stress
 def test_the_change_of_the_car_loans_is_found_and_nothing_before_it():
     """In a window of 1,000 rows what has changed is found within 1,000 rows, and in 25,000 before nothing is said."""
     reference, analysis = table("car_loan_reference"), table("car_loan_analysis")
@@ -138,6 +139,7 @@ FAULTS = {
 }  # fmt: skip
 
 
+@pytest.mark.stress
 def test_faults_of_a_feed_are_found_within_a_day():
     """Each of seven faults of one column of the flights is found in the first window that is a day of it."""
     found = replay_days(range(91, 91 + len(FAULTS)), FAULTS)

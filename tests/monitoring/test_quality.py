@@ -67,6 +67,7 @@ def scores_of(truth: Any, answers: Any, scores: Any) -> dict[str, float]:
     }
 
 
+@pytest.mark.stress
 def test_the_errors_of_flights_that_land_hours_later_are_scikit_learns():
     """Of predictions at departure, half told by receipt and half by id, errors, delay and coverage are right."""
     flights = table("arrivals")

@@ -604,6 +604,7 @@ def test_nothing_raises_whatever_is_given(given: Any):
             assert all(0 <= index < binning.size and amount > 0 for index, amount in amounts or [])
 
 
+@pytest.mark.stress
 def test_rows_nested_without_end_are_dropped_or_of_a_wrong_type():
     """A list in itself and one a thousand deep need no stack."""
     deep: list[Any] = [1.0, 2.0]

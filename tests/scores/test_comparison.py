@@ -147,6 +147,7 @@ def test_numbers_that_cannot_be_read_are_left_alone():
     ])) == []  # fmt: skip
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize(("size", "right", "better"), [(20, 0.6, 0.1), (60, 0.8, 0.0), (60, 0.5, 0.3)])
 def test_the_interval_of_accuracy_covers_the_truth(size: int, right: float, better: float):
     """In 95 of 100 windows the true difference of accuracies lies within the bounds, a few more or less."""

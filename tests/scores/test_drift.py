@@ -106,6 +106,7 @@ def test_the_scores_are_those_of_the_formulas_on_the_same_rows(telemetry: Teleme
         assert samples.value("model_drift_distance", feature="rooms", measure=measure, **MODEL) == distance
 
 
+@pytest.mark.stress
 def test_what_moves_within_its_habit_makes_no_room_for_chance(telemetry: Telemetry):
     """Features that change as they always did are not counted, and others are not the likelier called for it."""
     draw = np.random.default_rng(11)

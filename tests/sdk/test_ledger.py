@@ -854,6 +854,7 @@ def test_a_place_that_is_forgotten_twice_is_used_once(opened: Ledger, monkeypatc
     assert [each.cells for each in read_ledger(path_of(opened))] == [[2.0], [3.0]]
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize("where", ["file", "private", "behind a full file"])
 def test_what_comes_and_goes_takes_no_more_and_more_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str):
     """Twenty thousand records that are forgotten again need the room of those that rest, in whatever memory."""

@@ -310,6 +310,7 @@ MIXED = st.one_of(
 )
 
 
+@pytest.mark.stress
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     many=st.lists(MIXED, max_size=30)

@@ -166,6 +166,7 @@ def test_the_last_error_of_each_code_has_its_time(watch: Watch):
     watch.read_until(lambda: watch.last_at[0, "94"] == NOW + 60)
 
 
+@pytest.mark.stress
 def test_ten_thousand_errors_all_count(watch: Watch):
     """Of 10,000 errors in a row none is lost."""
     for pushed in range(0, 10_000, 50):

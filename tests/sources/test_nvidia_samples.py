@@ -428,6 +428,7 @@ def test_a_lost_gpu_or_driver_is_said(card: Card, code: int, error: type[Excepti
         card.read()
 
 
+@pytest.mark.stress
 def test_closed_samples_are_forgotten(card: Card):
     """After `close()` there is no peak of what was."""
     card.read()
