@@ -44,9 +44,9 @@ def train(path: Path) -> LogisticRegression:
 
 
 def serve(*, is_broken: bool) -> None:
-    """Decide on loans for as long as a window, and learn later who has paid; one loan in five is never heard of."""
+    """Decide on loans for nearly two windows, and learn later who has paid; one loan in five is never heard of."""
     waiting: list[tuple[list[str], np.ndarray]] = []
-    end = time.monotonic() + 1.3 * WINDOW_S
+    end = time.monotonic() + 1.8 * WINDOW_S
     while time.monotonic() < end:
         rows, paid = applicants(50)
         if is_broken:
