@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -27,8 +28,9 @@ def started(command: list[str], port: int, page_port: int) -> Iterator[tuple[htt
     environ = {name: text for name, text in os.environ.items() if not name.startswith("OTEL_")}
     environ |= {"PORT": str(port), "OTEL_EXPORTER_PROMETHEUS_PORT": str(page_port)}
     service = subprocess.Popen(
-        command, cwd=EXAMPLES, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+        command, cwd=EXAMPLES, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    )  # fmt: skip
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=10.0) as client:
             deadline = time.monotonic() + WAIT_S
@@ -40,16 +42,19 @@ def started(command: list[str], port: int, page_port: int) -> Iterator[tuple[htt
             service.terminate()
             service.communicate(timeout=WAIT_S)
     finally:
-        service.kill()
-        service.communicate()
+        with suppress(ProcessLookupError):  # all of them have ended
+            os.killpg(service.pid, signal.SIGKILL)  # its workers too, which hold the pipe of what it says
+        print("--- it said:", service.communicate()[0], sep="\n")
 
 
 def is_healthy(client: httpx.Client) -> bool:
     """Whether a service answers at /health, as each does without a line of its own."""
     try:
-        return client.get("/health").json()["status"] == "healthy"
+        answer = client.get("/health")
     except httpx.TransportError:
         return False
+    assert answer.status_code == 200, answer.text
+    return answer.json()["status"] == "healthy"
 
 
 @pytest.fixture
@@ -58,10 +63,18 @@ def ports() -> list[int]:
     return take_free_ports("127.0.0.1", 2)
 
 
+def looked_at(client: httpx.Client, url: str) -> Reading:
+    """The page; an empty one before the worker that leads serves it, as another may answer a moment sooner."""
+    try:
+        return read(client, url)
+    except httpx.TransportError:
+        return Reading("", time.monotonic())
+
+
 def settled(client: httpx.Client, url: str, requests: int) -> Reading:
     """The page once it knows of so many requests: an answer may arrive a moment before it is counted."""
     deadline = time.monotonic() + WAIT_S
-    while (reading := read(client, url)).total("api_requests_total") < requests:
+    while (reading := looked_at(client, url)).total("api_requests_total") < requests:
         assert time.monotonic() < deadline, reading.samples("api_requests_total")
         time.sleep(0.05)
     return reading
@@ -122,7 +135,7 @@ def test_model_service(ports: list[int]):
 def test_several_workers(ports: list[int]):
     """Four workers have one page: counts added up, a worker's own facts each, and what one forgets all forget."""
     with started([sys.executable, "several_workers.py"], *ports) as (client, url):
-        until(lambda: len(read(client, url).samples("worker_threads")) == 4)
+        until(lambda: len(looked_at(client, url).samples("worker_threads")) == 4)
         for _ in range(40):
             with httpx.Client(base_url=client.base_url, trust_env=False) as fresh:  # any worker may take it
                 assert fresh.post("/predict", params={"median_income": 8.0, "rooms": 0.1}).status_code == 200
