@@ -277,10 +277,11 @@ class Telemetry(Verbs):
         deadline = time.monotonic() + timeout_s
         self.stop(timeout_s)
         left_s = max(0.1, deadline - time.monotonic())
-        calls: list[Callable[[], object]] = [partial(self.meter_provider.shutdown, left_s * 1e3), self._models.close]
+        calls: list[Callable[[], object]] = [partial(self.meter_provider.shutdown, left_s * 1e3)]
         if self.tracer_provider is not None:
             calls.append(self.tracer_provider.shutdown)
         call_within(left_s, *calls)
+        self._models.close()
         for call in self.at_end:
             call(self)
 

@@ -100,7 +100,7 @@ ALERTS = {
         f"model_drift_window_samples{{{INCOME}}}": ("500x14", "499x14"),
     },
     "ModelInputMissing": {
-        f"model_feature_missing_total{{{INCOME}}}": ("0+20x14", "0+12x14"),
+        f"model_feature_missing_total{{{INCOME}}}": ("0+60x14", "0+40x14"),
         f"model_drift_window_samples{{{INCOME}}}": ("500x14", "499x14"),
     },
     "ModelAccuracyLow": {
