@@ -283,6 +283,8 @@ class Database:
         if connection is not None:
             connection.close()
 
+    __del__ = close
+
     # --- Forks -----------------------------------------------------------------------------------------------
 
     def before_fork(self) -> None:

@@ -161,7 +161,12 @@ class Profile:
     def digest(self) -> str:
         """What tells profiles apart: the same for those with the same bins, counts and blocks."""
         canonical = [
-            [each.name, each.edges if isinstance(each, Numeric) else each.values, each.counts, each.block]
+            [
+                each.name,
+                each.edges if isinstance(each, Numeric) else each.values,
+                [count + 0.0 for count in each.counts],  # of -0.0 a file has 0
+                each.block,
+            ]
             for each in self.every_feature
         ]
         return blake2b(json.dumps(canonical).encode("ascii"), digest_size=8).hexdigest()

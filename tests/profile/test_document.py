@@ -211,6 +211,12 @@ def places_of(data: Any) -> list[tuple[Any, ...]]:
     return [place for step, part in steps for place in ((step,), *[(step, *rest) for rest in places_of(part)])]
 
 
+def test_a_count_of_minus_nought_is_nought():
+    """A profile that was loaded with one is the same profile when it was written and loaded again."""
+    profile = Profile.from_json(changed("features", 1, "string_statistics", "other_count", to=-0.0))
+    assert Profile.from_json(profile.to_json()).digest == profile.digest
+
+
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_no_document_raises_anything_else(data: st.DataObject):
