@@ -35,36 +35,16 @@ lint: $(VENV)/.with-dev ## style and format
 types: $(VENV)/.with-dev ## mypy, strict
 	$(RUN) mypy
 
+# Prometheus 3 and Alertmanager where `make servers` has built them.
+demo: export PATH := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/otel-mlops/servers/bin:$(PATH)
 demo: $(VENV)/.with-demo ## a small service with traffic and its page; DEMO_SECONDS=30 ends it after that time
 	$(VENV)/bin/otel-mlops demo $(if $(DEMO_SECONDS),--seconds $(DEMO_SECONDS))
 
 bench: $(VENV)/.with-bench ## our cost against the peers', as ratios; BENCH="--quick --json FILE" passes through
 	$(RUN) benchmarks $(BENCH)
 
-servers: ## installs Prometheus with its promtool and a C compiler (Debian and Ubuntu), or says what is missing
-	@lacks_prometheus() { ! command -v prometheus >/dev/null || ! command -v promtool >/dev/null; }; \
-	lacks_compiler() { ! command -v cc >/dev/null && ! command -v gcc >/dev/null && ! command -v clang >/dev/null; }; \
-	packages=; \
-	if lacks_prometheus; then packages="prometheus"; fi; \
-	if lacks_compiler; then packages="$$packages gcc libc6-dev"; fi; \
-	if [ -n "$$packages" ] && command -v apt-get >/dev/null; then \
-		if [ "$$(id -u)" -eq 0 ]; then as_root=; else as_root=sudo; fi; \
-		$$as_root apt-get update -qq && \
-		$$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends $$packages; \
-	fi; \
-	if lacks_compiler; then \
-		echo "A C compiler must be on the PATH, for the NVIDIA driver that the tests make." >&2; \
-		echo "Debian, Ubuntu: apt-get install gcc libc6-dev. macOS: xcode-select --install." >&2; \
-		exit 1; \
-	fi; \
-	if lacks_prometheus; then \
-		echo "prometheus and promtool must be on the PATH. This machine lacks:" >&2; \
-		for tool in prometheus promtool; do command -v $$tool >/dev/null || echo "  $$tool" >&2; done; \
-		echo "Debian, Ubuntu: apt-get install prometheus. macOS: brew install prometheus." >&2; \
-		echo "Elsewhere: unpack Prometheus' release archive and add its folder to the PATH." >&2; \
-		exit 1; \
-	fi; \
-	prometheus --version 2>&1 | head -n 1
+servers: ## gets the real servers for the tests: Debian's packages, and with Go the rest, or says what is missing
+	@tests/servers/install.sh
 
 render: $(VENV)/.with-dev ## writes what is derived from the metrics: docs, rules, dashboards, pipelines
 	$(VENV)/bin/otel-mlops render
