@@ -27,21 +27,12 @@ from otel_mlops.metrics import (
     Metric,
 )
 from otel_mlops.sources.sampler import Absent, Sample, Sampler
+from tests.clock import Clock
 from tests.waiting import eventually
 
 SELDOM_S = 3600.0
 DAY_S = 86_400
 GPU = {"gpu_id": "0", "gpu_name": "H100"}
-
-
-class Clock:
-    """A clock that stands until it is moved."""
-
-    def __init__(self, now: float = 1000.0):
-        self.now = now
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Faulty:
@@ -210,14 +201,14 @@ def test_a_source_has_a_pace_of_its_own(opened):
 
 def test_values_vanish_by_the_pace_of_their_source(opened):
     """What is read seldom is shown for longer: three of its own intervals."""
-    clock = Clock()
+    clock = Clock(1000.0)
     sources = {"often": Faulty(), "seldom": Faulty(row=SYSTEM_MEMORY_USAGE)}
     sampler = opened(sources, 5.0, paces={"seldom": 60.0}, clock=clock)
     sampler.sample()
-    clock.now += 180.0
+    clock.now_s += 180.0
     assert seen(sampler, SYSTEM_CPU_USAGE) == {}
     assert seen(sampler, SYSTEM_MEMORY_USAGE) == {(): 1.0}
-    clock.now += 0.001
+    clock.now_s += 0.001
     assert seen(sampler, SYSTEM_MEMORY_USAGE) == {}
 
 
@@ -295,17 +286,17 @@ def test_without_a_ledger_increases_go_nowhere(opened):
 
 def test_a_source_is_told_about(opened):
     """Up, duration and age are there per source once it has been read, and the age grows."""
-    clock = Clock()
+    clock = Clock(1000.0)
 
     def slow():
-        clock.now += 0.25
+        clock.now_s += 0.25
         return []
 
     sampler = opened({"host": slow}, 5.0, clock=clock)
     for row in (SOURCE_UP, SOURCE_DURATION, SOURCE_AGE):
         assert seen(sampler, row) == {}
     sampler.sample()
-    clock.now += 2
+    clock.now_s += 2
     assert seen(sampler, SOURCE_UP) == {("host",): 1.0}
     assert seen(sampler, SOURCE_DURATION) == {("host",): 0.25}
     assert seen(sampler, SOURCE_AGE) == {("host",): 2.0}
@@ -316,12 +307,12 @@ def test_a_source_is_told_about(opened):
 @pytest.mark.parametrize("error", [OSError("gone"), SystemExit(1), GeneratorExit()])
 def test_a_source_that_raises_is_down_and_the_others_are_whole(opened, error):
     """A failure is a number: up is 0, the age grows, and the last values stay until they are too old."""
-    clock = Clock()
+    clock = Clock(1000.0)
     bad, good = Faulty(41.0), Faulty(2.0, SYSTEM_MEMORY_USAGE)
     sampler = opened({"bad": bad, "good": good}, 5.0, clock=clock)
     sampler.sample()
     bad.error = error
-    clock.now += 5
+    clock.now_s += 5
     sampler.sample()
     assert seen(sampler, SOURCE_UP) == {("bad",): 0.0, ("good",): 1.0}
     assert seen(sampler, SOURCE_AGE) == {("bad",): 5.0, ("good",): 0.0}
@@ -418,12 +409,12 @@ def test_a_reading_that_breaks_off_is_no_reading(opened):
 @pytest.mark.parametrize(("interval_s", "oldest_s"), [(1.0, 15.0), (5.0, 15.0), (10.0, 30.0)])
 def test_values_vanish_when_they_are_too_old(opened, interval_s, oldest_s):
     """Past three intervals, and at least 15 s, the last values are not shown any more, and up is 0."""
-    clock = Clock()
+    clock = Clock(1000.0)
     sampler = opened({"host": Faulty(41.0)}, interval_s, clock=clock)
     sampler.sample()
-    clock.now += oldest_s
+    clock.now_s += oldest_s
     assert seen(sampler, SYSTEM_CPU_USAGE) == {(): 41.0}
-    clock.now += 0.001
+    clock.now_s += 0.001
     assert seen(sampler, SYSTEM_CPU_USAGE) == {}
     assert seen(sampler, SOURCE_UP) == {("host",): 0.0}
     assert seen(sampler, SOURCE_AGE) == {("host",): pytest.approx(oldest_s + 0.001)}
@@ -690,7 +681,7 @@ class Midnight:
 
     def move(self, now: float) -> None:
         """Set the clock and wait until the keeper has looked at it twice."""
-        self.clock.now = now
+        self.clock.now_s = now
         looks: list[int] = []
         original = self.sampler._until_next_look
         self.sampler._until_next_look = lambda: looks.append(1) or original()

@@ -27,6 +27,7 @@ from tests.asgi import (
     failing_app,
     scope_of,
 )
+from tests.clock import Clock
 
 
 @pytest.fixture
@@ -56,19 +57,9 @@ async def test_what_was_answered_is_on_the_page(telemetry):
     assert seen == [*[(False, 0, 1, {"GET": 1})] * 3, (True, 1, 0, {})]
 
 
-class Clock:
-    """A clock that stands still until it is set on."""
-
-    def __init__(self) -> None:
-        self.now_s = 100.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
 @pytest.fixture
 def clock(monkeypatch) -> Clock:
-    clock = Clock()
+    clock = Clock(100.0)
     monkeypatch.setattr(exchange, "perf_counter", clock)
     return clock
 

@@ -19,21 +19,12 @@ from hypothesis import strategies as st
 
 from otel_mlops.model.keys import KEY_FILE, Keys, keys_from, read_key
 from otel_mlops.model.receipts import LONGEST_RECEIPT, MOST_SCORES, ReceiptError, Receipts, pack, unpack
+from tests.clock import Clock
 from tests.model.children import children
 
 KEY = "a key for tests only"
 NUMBERS = st.floats()
 LABELS = st.text(st.characters(), max_size=60)  # lone surrogates among them
-
-
-class Clock:
-    """A clock that is set by hand."""
-
-    def __init__(self, now_s: float = 1_800_000_000.25) -> None:
-        self.now_s = now_s
-
-    def __call__(self) -> float:
-        return self.now_s
 
 
 def receipts_of(name: str = "model", version: str = "1", key: str = KEY, **others: Any) -> Receipts:
@@ -62,7 +53,7 @@ def same(left: Any, right: Any) -> bool:
 @example("", math.inf)
 def test_what_was_predicted_comes_back_exactly(value: float | str, score: float | None):
     """Any number, label and score comes back to the bit, with the time of the prediction."""
-    clock = Clock()
+    clock = Clock(1_800_000_000.25)
     receipts = receipts_of(clock=clock)
     answer = receipts.read(receipts.issue(value, score))
     assert same(answer.value, value)
@@ -233,7 +224,7 @@ def test_another_key_is_a_forgery():
 
 def test_receipts_expire():
     """A receipt is read up to its greatest age, and expired past it; one from a clock that runs ahead is read."""
-    clock = Clock()
+    clock = Clock(1_800_000_000.25)
     receipts = receipts_of(max_age_s=100.0, clock=clock)
     receipt = receipts.issue(1.0)
     clock.now_s += 100.0
@@ -372,7 +363,7 @@ def test_processes_that_begin_at_once_get_the_same_key(tmp_path: Path):
 
 def test_a_key_that_was_cleared_away_is_put_back(tmp_path: Path):
     """When the folder is wiped the key comes back, and receipts stay good for all workers."""
-    clock = Clock()
+    clock = Clock(1_800_000_000.25)
     keys = Keys(None, lambda: tmp_path, clock)
     receipts = Receipts(keys, "m", "1")
     receipt = receipts.issue(1.0)
@@ -387,7 +378,7 @@ def test_a_key_that_was_cleared_away_is_put_back(tmp_path: Path):
 
 def test_the_key_in_the_file_wins(tmp_path: Path):
     """A worker takes over the key it finds, at once where a receipt needs it, and still reads what it has signed."""
-    clock = Clock()
+    clock = Clock(1_800_000_000.25)
     ours = Receipts(Keys(None, lambda: tmp_path, clock), "m", "1")
     before = ours.issue(1.0)
     (tmp_path / KEY_FILE).unlink()
@@ -400,7 +391,7 @@ def test_the_key_in_the_file_wins(tmp_path: Path):
 
 def test_without_a_folder_the_key_is_the_process_own(caplog: pytest.LogCaptureFixture):
     """Without a folder receipts are good in this process, and in a child it forks, which is said once."""
-    clock = Clock()
+    clock = Clock(1_800_000_000.25)
     keys = Keys(None, monotonic=clock)
     receipts = Receipts(keys, "m", "1")
     receipt = receipts.issue(1.0)
@@ -422,7 +413,7 @@ def test_without_a_folder_the_key_is_the_process_own(caplog: pytest.LogCaptureFi
 @pytest.mark.parametrize("is_named", [True, False])
 def test_a_folder_that_comes_late_gets_the_key_in_use(is_named: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     """Receipts signed before the worker has joined its group are read by the others after it has."""
-    clock, folder = Clock(), tmp_path / "group"
+    clock, folder = Clock(1_800_000_000.25), tmp_path / "group"
     receipts = Receipts(Keys(None, lambda: folder if is_named or folder.exists() else None, clock), "m", "1")
     receipt = receipts.issue(1.0)
     assert not caplog.records
@@ -434,7 +425,7 @@ def test_a_folder_that_comes_late_gets_the_key_in_use(is_named: bool, tmp_path: 
 
 def test_a_folder_that_never_comes_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     """A folder that is still missing at the second look is a warning, and at the third none."""
-    clock = Clock()
+    clock = Clock(1_800_000_000.25)
     keys = Keys(None, lambda: tmp_path / "none", clock)
     for _ in range(4):
         keys.current()
@@ -487,7 +478,7 @@ if os.geteuid() == 0:
 def test_a_file_that_others_may_have_made_is_no_key(lay: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     """A link, another's file, one that is open to others or of another size is not taken, and that is told once."""
     lay(tmp_path / KEY_FILE)
-    clock = Clock()
+    clock = Clock(1_800_000_000.25)
     keys = Keys(None, lambda: tmp_path, clock)
     own = keys.current()
     clock.now_s += 1.5

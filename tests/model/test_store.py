@@ -20,21 +20,12 @@ from hypothesis import strategies as st
 
 from otel_mlops.model.receipts import Answer
 from otel_mlops.model.store import DUPLICATE, STORE_FILE, Store, StoreError
+from tests.clock import Clock
 from tests.model.children import Child, children
 
 OpenStore = Callable[..., Store]
 PATIENT = {"timeout_s": 30.0}
 """For tests of what is kept: a busy machine is not what they are about."""
-
-
-class Clock:
-    """A clock that is set by hand."""
-
-    def __init__(self) -> None:
-        self.now_s = 1_800_000_000.0
-
-    def __call__(self) -> float:
-        return self.now_s
 
 
 def answer(value: float | str = 1.5, time_s: float = 1_800_000_000.0, **others: Any) -> Answer:
@@ -103,7 +94,7 @@ def test_numbers_that_sql_does_not_know_are_kept(open_store: OpenStore):
 
 def test_a_truth_that_comes_first_waits(open_store: OpenStore):
     """A truth without a prediction is kept, and handed out by `remember` with its time; both are done then."""
-    clock = Clock()
+    clock = Clock(1_800_000_000.0)
     one, other = open_store(clock=clock), open_store(clock=clock)
     assert one.wait("a", 2.5) is None
     assert one.wait("a", 9.9) is DUPLICATE
@@ -233,7 +224,7 @@ def test_the_oldest_go_first(open_store: OpenStore):
 def test_what_is_too_old_goes(open_store: OpenStore):
     """Past the greatest age a prediction, a truth and a spent id are not known any more, and are removed."""
     dropped: Counter[str] = Counter()
-    clock = Clock()
+    clock = Clock(1_800_000_000.0)
     store = open_store(
         max_age_s=100.0, max_rows=10, clock=clock, on_dropped=lambda reason, count: dropped.update({reason: count})
     )
@@ -259,7 +250,7 @@ def test_what_is_too_old_goes(open_store: OpenStore):
 def test_what_has_expired_makes_room_for_what_has_not(open_store: OpenStore):
     """Rows that go by their age are not counted against those that stay."""
     dropped: Counter[str] = Counter()
-    clock = Clock()
+    clock = Clock(1_800_000_000.0)
     store = open_store(
         max_age_s=100.0, max_rows=10, clock=clock, on_dropped=lambda reason, count: dropped.update({reason: count})
     )
@@ -272,7 +263,7 @@ def test_what_has_expired_makes_room_for_what_has_not(open_store: OpenStore):
 
 def test_an_expired_row_that_is_still_there_does_not_count(open_store: OpenStore):
     """Between two looks at the bounds what has expired is as good as gone."""
-    clock = Clock()
+    clock = Clock(1_800_000_000.0)
     store = open_store(max_age_s=100.0, clock=clock)
     store.remember("a", answer())
     store.wait("t", 1.0)
@@ -287,7 +278,7 @@ def test_an_expired_row_that_is_still_there_does_not_count(open_store: OpenStore
 
 def test_a_clock_that_goes_back_harms_nothing(open_store: OpenStore):
     """Rows keep their order and are all known when the clock is set back."""
-    clock = Clock()
+    clock = Clock(1_800_000_000.0)
     store = open_store(max_rows=10, clock=clock)
     for number in range(20):
         store.remember(f"p{number}", answer())
@@ -321,7 +312,7 @@ def test_the_file_does_not_outgrow_its_size(open_store: OpenStore, tmp_path: Pat
 
 def test_a_trouble_is_told_when_it_begins(open_store: OpenStore, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     """A trouble is told once however many calls meet it, and again when it comes back after a minute without."""
-    clock = Clock()
+    clock = Clock(1_800_000_000.0)
     store = open_store(tmp_path / "none", clock=clock)
     for _ in range(5):
         clock.now_s += 50.0
@@ -509,12 +500,10 @@ def test_many_killed_writers_lose_nothing(open_store: OpenStore, tmp_path: Path)
     assert is_whole(tmp_path)
 
 
-def test_a_worker_that_was_stopped_in_the_middle_makes_others_busy_and_no_more(open_store: OpenStore):
-    """While a process is stopped inside a transaction the others are told `busy`; then they go on, and so does it."""
-    store = open_store(timeout_s=0.02)
-    store.remember("a", answer())
+def stop_inside(store: Store) -> Callable[[Any], None]:
+    """What a child does that stops inside a transaction, and says so when it could go on."""
 
-    def stop_inside(tell: Any) -> None:
+    def stop(tell: Any) -> None:
         def work(connection: sqlite3.Connection) -> None:
             connection.execute("DELETE FROM predictions")
             os.kill(os.getpid(), signal.SIGSTOP)
@@ -522,7 +511,15 @@ def test_a_worker_that_was_stopped_in_the_middle_makes_others_busy_and_no_more(o
         store._database.run(work)
         tell("done")
 
-    with children(stop_inside) as (child,):
+    return stop
+
+
+def test_a_worker_that_was_stopped_in_the_middle_makes_others_busy_and_no_more(open_store: OpenStore):
+    """While a process is stopped inside a transaction the others are told `busy`; then they go on, and so does it."""
+    store = open_store(timeout_s=0.02)
+    store.remember("a", answer())
+
+    with children(stop_inside(store)) as (child,):
         child.until_stopped()
         for call in (lambda: store.take("a"), lambda: store.remember("b", answer()), lambda: store.redeem("c")):
             with pytest.raises(StoreError) as caught:
@@ -542,14 +539,7 @@ def test_a_worker_that_was_killed_while_stopped_leaves_nothing_half_done(open_st
     store = open_store(timeout_s=0.02)
     store.remember("a", answer())
 
-    def stop_inside(tell: Any) -> None:
-        def work(connection: sqlite3.Connection) -> None:
-            connection.execute("DELETE FROM predictions")
-            os.kill(os.getpid(), signal.SIGSTOP)
-
-        store._database.run(work)
-
-    with children(stop_inside) as (child,):
+    with children(stop_inside(store)) as (child,):
         child.until_stopped()
         with pytest.raises(StoreError):
             store.take("a")

@@ -17,6 +17,7 @@ from otel_mlops.profile import Profile
 from otel_mlops.scores import PUSHED
 from otel_mlops.telemetry import Telemetry
 from otel_mlops.testing import Samples, collect, fresh_telemetry
+from tests.clock import Clock
 
 WINDOW_S = 3600.0
 MODEL = {"model_name": "housing", "model_version": "v1"}
@@ -26,22 +27,6 @@ PROFILE = Profile.fit(
     {"rooms": TRAINING[:, 0], "age": TRAINING[:, 1], "town": [str(int(each > 0)) for each in TRAINING[:, 2]]},
     TRAINING.sum(axis=1),
 )
-
-
-class Clock:
-    """A clock that is set."""
-
-    def __init__(self) -> None:
-        self.now = 1_700_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    """The clock of the telemetry."""
-    return Clock()
 
 
 @pytest.fixture
@@ -137,15 +122,15 @@ def test_rows_leave_the_window(telemetry: Telemetry, model: Model, clock: Clock)
     """What was asked longer ago than the window does not count, and without a row there is no score."""
     ask(model, 1_000, shift=2.0)
     said(telemetry)
-    clock.now += WINDOW_S + 1.0
+    clock.now_s += WINDOW_S + 1.0
     said(telemetry)
     ask(model, 1_000)
     samples = said(telemetry)
     assert of_feature(samples, "model_drift_window_samples", "rooms") == 1_000.0
     assert of_feature(samples, "model_drift_detected", "rooms") == 0.0
-    clock.now += WINDOW_S / 12
+    clock.now_s += WINDOW_S / 12
     said(telemetry)
-    clock.now += WINDOW_S
+    clock.now_s += WINDOW_S
     samples = said(telemetry)
     assert of_feature(samples, "model_drift_window_samples", "rooms") == 0.0
     assert "model_drift_score" not in samples.names()
@@ -259,7 +244,7 @@ def test_calls_leave_the_latency_window(telemetry: Telemetry, model: Model, cloc
     """After the window an old call is in no percentile, and without calls there is none."""
     model._series.record(1.0, 30.0)
     said(telemetry)
-    clock.now += 61.0
+    clock.now_s += 61.0
     samples = said(telemetry)
     assert samples.value("prediction_latency_samples", **MODEL) == 0.0
     assert "prediction_latency_p99_seconds" not in samples.names()

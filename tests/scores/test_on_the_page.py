@@ -12,24 +12,9 @@ from otel_mlops.model import Model
 from otel_mlops.profile import Profile
 from otel_mlops.telemetry import Telemetry
 from otel_mlops.testing import Samples, collect, fresh_telemetry
+from tests.clock import Clock
 
 LIVE = {"dataset": "live", "model_name": "tumour", "model_version": "v1"}
-
-
-class Clock:
-    """A clock that is set."""
-
-    def __init__(self) -> None:
-        self.now = 1_700_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    """The clock of the telemetry."""
-    return Clock()
 
 
 @pytest.fixture
@@ -61,7 +46,7 @@ def receipts(model: Model, count: int) -> list[str]:
 def test_a_prediction_goes_from_its_receipt_to_the_score(telemetry: Telemetry, model: Model, clock: Clock):
     """What was right and wrong ten minutes later is the accuracy, with its delay, its samples and its counts."""
     handed_out = receipts(model, 10)
-    clock.now += 600.0
+    clock.now_s += 600.0
     for number, receipt in enumerate(handed_out):
         assert model.record_truth(receipt=receipt, actual="bad" if number < 8 else "good") == "matched"
     assert model.record_truth(receipt=handed_out[0], actual="bad") == "duplicate"
@@ -89,8 +74,8 @@ def test_truths_leave_the_window(telemetry: Telemetry, model: Model, clock: Cloc
         for _ in range(4):
             model.record_truth(prediction="bad", actual=actual)
             said(telemetry)
-            clock.now += 7_300.0
-        clock.now += 80_000.0 if actual == "good" else 0.0
+            clock.now_s += 7_300.0
+        clock.now_s += 80_000.0 if actual == "good" else 0.0
     samples = said(telemetry)
     assert samples.value("model_accuracy_score", **LIVE) == 1.0
     assert samples.value("model_confusion_total") == 8.0, "counters go on"
@@ -150,7 +135,7 @@ def test_one_absurd_truth_makes_no_later_error_look_small(telemetry: Telemetry, 
     samples = said(telemetry)
     assert samples.value("model_rmse_score", dataset="live") > 1e8
     for _ in range(14):
-        clock.now += 7_300.0
+        clock.now_s += 7_300.0
         telemetry.sample()
     for turn in range(1_000):
         model.record_truth(prediction=100.0 + (-1) ** turn, actual=100.0)
@@ -221,7 +206,7 @@ def test_a_worker_that_cannot_be_read_is_not_taken_for_forgotten(
     monkeypatch.setattr(everyone, "_look", blind)
     assert said(telemetry).value("otel_mlops_source_up", source="models") == 0.0
     monkeypatch.undo()
-    clock.now += 90_000.0
+    clock.now_s += 90_000.0
     said(telemetry)
     model.record_truth(prediction="bad", actual="good")
     samples = said(telemetry)

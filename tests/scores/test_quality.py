@@ -21,6 +21,7 @@ from otel_mlops.profile import Profile
 from otel_mlops.scores import Scores
 from otel_mlops.sdk.provider import MeterProvider
 from otel_mlops.settings import Settings
+from tests.clock import Clock
 from tests.sdk.workers import Worker, state_folder
 
 MODEL = {"model_name": "m", "model_version": "1"}
@@ -28,21 +29,11 @@ NOON = 1_700_000_000.0
 DAY = 86_400.0
 
 
-class Clock:
-    """A clock that is set."""
-
-    def __init__(self) -> None:
-        self.now = NOON
-
-    def __call__(self) -> float:
-        return self.now
-
-
 class Told:
     """A model's truths and the scores that a leader works out of them."""
 
     def __init__(self, provider: MeterProvider | None = None, *, counts: bool = False, **about: Any) -> None:
-        self.clock = Clock()
+        self.clock = Clock(NOON)
         self.provider = provider or MeterProvider(shutdown_on_exit=False)
         self.truth = truth_of(self.provider, **about)
         settings = Settings(model_counts=counts)
@@ -273,7 +264,7 @@ def test_truths_that_left_the_window_do_not_count():
     told = Told(type="regression", counts=True)
     told.truth.record(actual=[1.0, 2.0, 3.0], prediction=[5.0, -7.0, 9.0])
     told.read()
-    told.clock.now += DAY
+    told.clock.now_s += DAY
     true, said = [-1.0, -2.0, -4.0], [-0.75, -1.5, -5.0]
     told.truth.record(actual=true, prediction=said)
     found = told.read()
@@ -281,9 +272,9 @@ def test_truths_that_left_the_window_do_not_count():
     assert of_names(found, exact) == near(exact)
     assert found["bias"] == near(-0.25 / 3)
     assert (found["error.absolute"], found["error.squared"]) == near((19 + 1.75, 133 + 1.3125))
-    told.clock.now += DAY
+    told.clock.now_s += DAY
     told.read()
-    told.clock.now += DAY
+    told.clock.now_s += DAY
     assert told.read() == {"performance.samples": 0, "truths": 6, "error.absolute": 20.75, "error.squared": 134.3125}
 
 
@@ -292,7 +283,7 @@ def test_classes_that_left_the_window_are_no_classes_of_the_mean():
     told = Told(type="multi-class", counts=True)
     told.truth.record(actual=["a", "b"], prediction=["b", "a"])
     told.read()
-    told.clock.now += DAY
+    told.clock.now_s += DAY
     told.truth.record(actual=["c", "d", "d"], prediction=["c", "d", "c"])
     found = told.read()
     expected = macro(["c", "d", "d"], ["c", "d", "c"])
@@ -346,7 +337,7 @@ def test_coverage_is_right_where_truths_take_hours():
     lag = 140 * 60
     seen = {}
     for minute in range(0, 3 * 24 * 60, 5):
-        told.clock.now = NOON + minute * 60
+        told.clock.now_s = NOON + minute * 60
         # By day five times as many as by night.
         asked.add([(0, _rate(minute))])
         if minute * 60 >= lag:
@@ -374,7 +365,7 @@ def test_coverage_falls_when_truths_stop():
         told.provider.cells(f"quality/{name}", size, MODEL) for name, size in (("asked", 1), ("matched", 2))
     )
     for hour in range(80):
-        told.clock.now = NOON + hour * 3600
+        told.clock.now_s = NOON + hour * 3600
         asked.add([(0, 10.0)])
         if hour < 50:
             matched.add([(0, 10.0), (1, 36_000.0)])
@@ -391,7 +382,7 @@ def test_truths_that_take_longer_than_the_window_have_no_coverage():
         told.provider.cells(f"quality/{name}", size, MODEL) for name, size in (("asked", 1), ("matched", 2))
     )
     for hour in range(80):
-        told.clock.now = NOON + hour * 3600
+        told.clock.now_s = NOON + hour * 3600
         asked.add([(0, 10.0)])
         matched.add([(0, 5.0), (1, 5.0 * 1.2 * DAY)])
         assert "ground.truth.coverage.ratio" not in told.read()
@@ -417,7 +408,7 @@ def test_the_estimated_accuracy_is_near_the_real_one():
     assert profile.training["accuracy"] - real > 0.1
     ((n, right),) = [cells for name, _, _, cells in told.provider.everyone.cells() if name == "quality/estimate"]
     assert told.read()["estimated.accuracy"] == right / n == pytest.approx(real, abs=0.01)
-    told.clock.now += DAY
+    told.clock.now_s += DAY
     told.read()
-    told.clock.now += DAY
+    told.clock.now_s += DAY
     assert "estimated.accuracy" not in told.read()

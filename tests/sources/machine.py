@@ -71,16 +71,6 @@ class Interface(NamedTuple):
     bytes_recv: int
 
 
-class Clock:
-    """A clock that stands until it is moved."""
-
-    def __init__(self, now: float = 1000.0):
-        self.now = now
-
-    def __call__(self) -> float:
-        return self.now
-
-
 class FakePsutil:
     """What the machine is read through: psutil with a machine that the test describes."""
 

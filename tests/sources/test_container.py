@@ -33,8 +33,9 @@ from otel_mlops.metrics import (
 )
 from otel_mlops.sources.container import cpus_of_this_process, open_container
 from otel_mlops.sources.sampler import Absent, Sample, Sampler, Source
+from tests.clock import Clock
 from tests.sources.contract import series_of
-from tests.sources.machine import Clock, Tree, only, values
+from tests.sources.machine import Tree, only, values
 
 CPUS = 8
 MIB = 1024 * 1024
@@ -62,7 +63,7 @@ def tree(tmp_path: Path) -> Tree:
 @pytest.fixture
 def clock() -> Clock:
     """A clock that the test moves."""
-    return Clock()
+    return Clock(1000.0)
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ def source(tree: Tree, clock: Clock) -> Source:
 def test_a_container_has_its_limits_and_its_use(tree, clock, source):
     """Each figure is that of the kernel's files, in seconds, cores and bytes; shares are of the limits."""
     source()
-    clock.now += 10.0
+    clock.now_s += 10.0
     tree.uses(cpu_s=120, throttled_s=7.5, memory=1000, file=200)
     samples = source()
     assert only(samples, CONTAINER_CPU_LIMIT) == 4
@@ -98,11 +99,11 @@ def test_what_is_not_limited_has_no_limit(tree, clock, source):
     tree.limits()
     samples = source()
     assert {sample.metric for sample in samples} == set(CONTAINER) - LIMITS - {CONTAINER_CPU_UTILIZATION}
-    clock.now += 10.0
+    clock.now_s += 10.0
     tree.uses(cpu_s=120)
     assert only(source(), CONTAINER_CPU_UTILIZATION) == 0.25
     tree.write("sys/fs/cgroup/cpuset.cpus.effective", "0-2,7\n")
-    clock.now += 10.0
+    clock.now_s += 10.0
     tree.uses(cpu_s=140)
     assert only(source(), CONTAINER_CPU_UTILIZATION) == 0.5
 
@@ -155,7 +156,7 @@ def test_a_limit_that_changes_at_run_time_is_seen(tree, clock, source):
     """A pod that is resized in place has its new limits at the next reading."""
     source()
     tree.limits(cpu="200000 100000", memory="1600")
-    clock.now += 10.0
+    clock.now_s += 10.0
     tree.uses(cpu_s=120, memory=1000, file=200)
     samples = source()
     assert only(samples, CONTAINER_CPU_LIMIT) == 2
@@ -167,7 +168,7 @@ def test_the_utilization_is_that_of_the_time_since_the_last_reading(tree, clock,
     """A window too short repeats the last value, a burst goes past 1, and a group that begins anew has used nothing."""
 
     def used(cpu_s: float, after_s: float) -> float | None:
-        clock.now += after_s
+        clock.now_s += after_s
         tree.uses(cpu_s=cpu_s)
         return only(source(), CONTAINER_CPU_UTILIZATION)
 
@@ -185,7 +186,7 @@ def test_a_second_reader_changes_no_figure(tree, clock, source):
     other = open_container(tree.root, cpus=lambda: CPUS, clock=clock)
     source()
     for cpu_s in (110, 120):
-        clock.now += 5.0
+        clock.now_s += 5.0
         tree.uses(cpu_s=cpu_s)
         other()
     assert only(source(), CONTAINER_CPU_UTILIZATION) == 0.5
@@ -199,7 +200,7 @@ def test_the_cpus_are_those_of_the_own_group(tree, clock, source):
     tree.write("sys/fs/cgroup/own/cpuset.cpus.effective", "4-5\n")
     tree.limits()
     source()
-    clock.now += 10.0
+    clock.now_s += 10.0
     tree.uses("/own", cpu_s=5)
     assert only(source(), CONTAINER_CPU_UTILIZATION) == 0.25
 
@@ -211,12 +212,12 @@ def test_another_group_begins_a_window_of_its_own(tree, clock, source):
     tree.group("/own")
     source()
     tree.limits("/own", cpu="100000 100000")
-    clock.now += 10.0
+    clock.now_s += 10.0
     samples = source()
     assert only(samples, CONTAINER_CPU_LIMIT) == 1
     assert only(samples, CONTAINER_CPU_USAGE) == 1
     assert only(samples, CONTAINER_CPU_UTILIZATION) is None
-    clock.now += 10.0
+    clock.now_s += 10.0
     tree.uses("/own", cpu_s=6)
     assert only(source(), CONTAINER_CPU_UTILIZATION) == 0.5
     tree.limits("/other", cpu="50000 100000")
@@ -445,14 +446,14 @@ NONSENSE = st.one_of(NUMBERS, st.lists(LINES, max_size=4).map("\n".join)).map(la
 def test_nonsense_in_a_file_harms_its_part_only(part, first, later):
     """Whatever the kernel says of one part, nothing raises, the other part is whole, and each value can be."""
     with tempfile.TemporaryDirectory() as folder:
-        tree, clock = Tree(Path(folder)), Clock()
+        tree, clock = Tree(Path(folder)), Clock(1000.0)
         contain(tree)
         source = open_container(tree.root, cpus=lambda: CPUS, clock=clock)
         whole = {row for row in CONTAINER if part.lower() not in row.name} - {CONTAINER_CPU_UTILIZATION}
         for texts in (first, later):
             for file, text in zip(FILES[part], texts, strict=False):
                 tree.write(f"sys/fs/cgroup/{file}", text)
-            clock.now += 1.0
+            clock.now_s += 1.0
             samples = source()
             assert whole <= {sample.metric for sample in samples}
             series_of(samples)

@@ -39,9 +39,9 @@ from otel_mlops.metrics import (
 from otel_mlops.sources.files import pairs_of, text_of
 from otel_mlops.sources.host import open_host
 from otel_mlops.sources.sampler import Source
+from tests.clock import Clock
 from tests.sources.contract import series_of
 from tests.sources.machine import (
-    Clock,
     Disk,
     FakePsutil,
     Interface,
@@ -80,7 +80,7 @@ def tree(tmp_path: Path) -> Tree:
 @pytest.fixture
 def clock() -> Clock:
     """A clock that the test moves."""
-    return Clock()
+    return Clock(1000.0)
 
 
 @pytest.fixture
@@ -178,8 +178,8 @@ def test_a_second_reader_changes_no_figure(machine, tree, clock, opened):
         machine.spend(user=1.0)
         other()
         machine.spend(idle=1.0)
-        clock.now += 2.0
-        tree.pressure(cpu=int(1e6 * (clock.now - 1000) / 4), memory=0, io=0)
+        clock.now_s += 2.0
+        tree.pressure(cpu=int(1e6 * (clock.now_s - 1000) / 4), memory=0, io=0)
         other()
         samples = source()
         assert only(samples, SYSTEM_CPU_USAGE) == 50.0
@@ -228,10 +228,10 @@ def test_pressure_is_the_share_of_the_time_in_which_some_task_waited(machine, tr
     tree.pressure(cpu=5_000_000, memory=0, io=100)
     source = opened(machine)
     assert pressure(source) == {}
-    clock.now += 4.0
+    clock.now_s += 4.0
     tree.pressure(cpu=6_000_000, memory=0, io=4_000_100)
     assert pressure(source) == {"cpu": 0.25, "memory": 0.0, "io": pytest.approx(1.0)}
-    clock.now += 2.0
+    clock.now_s += 2.0
     assert pressure(source) == {"cpu": 0.0, "memory": 0.0, "io": 0.0}
 
 
@@ -240,13 +240,13 @@ def test_a_window_too_short_repeats_the_pressure(machine, tree, clock, opened):
     tree.pressure(cpu=0)
     source = opened(machine)
     source()
-    clock.now += 1.0
+    clock.now_s += 1.0
     tree.pressure(cpu=500_000)
     assert pressure(source) == {"cpu": 0.5}
-    clock.now += 0.05
+    clock.now_s += 0.05
     tree.pressure(cpu=550_000)
     assert pressure(source) == {"cpu": 0.5}
-    clock.now += 0.95
+    clock.now_s += 0.95
     assert pressure(source) == {"cpu": pytest.approx(0.05)}
 
 
@@ -255,7 +255,7 @@ def test_pressure_stays_within_its_range(machine, tree, clock, opened):
     tree.pressure(cpu=1_000_000, memory=1_000_000)
     source = opened(machine)
     source()
-    clock.now += 1.0
+    clock.now_s += 1.0
     tree.pressure(cpu=2_000_500, memory=0)
     assert pressure(source) == {"cpu": 1.0, "memory": 0.0}
 
@@ -264,12 +264,12 @@ def test_a_kernel_without_pressure_has_none(machine, tree, clock, opened):
     """Where there are no such files the metric is absent, and that is no fault."""
     source = opened(machine)
     source()
-    clock.now += 1.0
+    clock.now_s += 1.0
     assert pressure(source) == {}
     for total in (7, 500_000):
         tree.write("proc/pressure/cpu", f"full avg10=0.00 avg60=0.00 avg300=0.00 total={total}\n")
         assert pressure(source) == {}
-        clock.now += 1.0
+        clock.now_s += 1.0
 
 
 class Refusing:
@@ -303,7 +303,7 @@ def contained(tree: Tree, clock: Clock, source: Source) -> dict[str, float]:
     for folder in ("proc/pressure", "sys/fs/cgroup/own"):
         tree.pressure(folder, cpu=0, memory=0)
     source()
-    clock.now += 4.0
+    clock.now_s += 4.0
     tree.pressure("proc/pressure", cpu=3_000_000, memory=4_000_000)
     tree.pressure("sys/fs/cgroup/own", cpu=1_000_000, memory=2_000_000)
     return pressure(source)
@@ -339,7 +339,7 @@ def test_else_the_pressure_is_the_machines(machine, tree, clock, opened, where):
     source = opened(machine)
     tree.pressure(cpu=0)
     source()
-    clock.now += 4.0
+    clock.now_s += 4.0
     tree.pressure(cpu=3_000_000)
     assert pressure(source) == {"cpu": 0.75}
 
@@ -663,7 +663,7 @@ NONSENSE = st.one_of(
 def test_nonsense_in_the_kernels_files_harms_their_parts_only(said, later):
     """Whatever the files say, nothing raises, what else is read is there, and each value is one that can be."""
     with tempfile.TemporaryDirectory() as folder:
-        tree, clock = Tree(Path(folder)), Clock()
+        tree, clock = Tree(Path(folder)), Clock(1000.0)
         tree.group("/own")
         tree.limits("/own", cpu="50000 100000")
         tree.pressure(cpu=0, memory=0, io=0)
@@ -673,7 +673,7 @@ def test_nonsense_in_the_kernels_files_harms_their_parts_only(said, later):
         for path, text in said.items():
             tree.write(path, text)
         source()
-        clock.now += 1.0
+        clock.now_s += 1.0
         tree.write("proc/pressure/cpu", later)
         samples = source()
     whole = {SYSTEM_CPU_USAGE, SYSTEM_MEMORY_TOTAL, SYSTEM_SWAP_TOTAL, SYSTEM_DISK_TOTAL}

@@ -17,8 +17,9 @@ from otel_mlops.sources.nvidia import open_nvidia
 from otel_mlops.sources.process import open_process
 from otel_mlops.telemetry import Telemetry
 from otel_mlops.testing import collect, fresh_telemetry
+from tests.clock import Clock
 from tests.nvml.driver import TURING, FakeDriver
-from tests.sources.machine import Clock, FakePsutil, Sensor, Tree
+from tests.sources.machine import FakePsutil, Sensor, Tree
 from tests.sources.test_container import contain
 
 OTHERS = {rows.SYSTEM_INFO, rows.EVENT_LOOP_LAG, rows.PYTHON_GC_PAUSE}
@@ -30,7 +31,7 @@ AFTER_A_FAULT = {"gpu_xid_last_timestamp_seconds"}
 @pytest.fixture
 def everything(nvml: FakeDriver, tmp_path: Path) -> Iterator[Telemetry]:
     """Telemetry of a container with three GPUs, one of them divided and one old, on a machine that has everything."""
-    clock, tree, world = Clock(), Tree(tmp_path / "tree"), FakePsutil()
+    clock, tree, world = Clock(1000.0), Tree(tmp_path / "tree"), FakePsutil()
     contain(tree)
     tree.disk("sda")
     tree.interface("eth0", real=True)
@@ -53,7 +54,7 @@ def everything(nvml: FakeDriver, tmp_path: Path) -> Iterator[Telemetry]:
         telemetry.start()
         telemetry.sample()
         for _ in range(3):
-            clock.now += 60
+            clock.now_s += 60
             nvml.advance(60)
             telemetry.sample()
         yield telemetry
