@@ -126,13 +126,13 @@ def test_the_page_is_at_metrics_and_at_the_root(path):
     assert response.headers["Cache-Control"] == "no-store"
 
 
-def test_a_browser_gets_a_link_at_the_root_and_the_page_at_metrics():
-    """At / who asks for HTML gets a page with a link; at /metrics a browser sees the page as text."""
+def test_a_browser_gets_html_at_the_root_and_the_page_at_metrics():
+    """At / who asks for HTML gets the page for people; at /metrics a browser sees the page as text."""
     with serving() as page_server:
-        welcome, html = request(page_server, "/", Accept="text/html,application/xhtml+xml,*/*;q=0.8")
+        people, html = request(page_server, "/", Accept="text/html,application/xhtml+xml,*/*;q=0.8")
         metrics, body = request(page_server, "/metrics", Accept="text/html,application/xhtml+xml,*/*;q=0.8")
-    assert welcome.headers["Content-Type"].startswith("text/html")
-    assert b'href="/metrics"' in html
+    assert people.headers["Content-Type"].startswith("text/html")
+    assert html.startswith(b"<!doctype html>")
     assert (metrics.headers["Content-Type"], body) == (TEXT, LARGE.body)
 
 

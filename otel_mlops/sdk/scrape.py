@@ -7,16 +7,19 @@ import logging
 import re
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 from http import HTTPStatus
 from http.client import LineTooLong
 from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, Any, Protocol
 
+from otel_mlops.people import CONTENT_TYPE, people_page
+from otel_mlops.sdk.text import prefers_html
 from otel_mlops.sdk.tls import say_goodbye
 
 if TYPE_CHECKING:
+    from otel_mlops.people import PeoplePage
     from otel_mlops.sdk.connections import Connection
     from otel_mlops.sdk.passwords import Refusal
     from otel_mlops.sdk.sharing import SharedPage
@@ -35,7 +38,6 @@ SLOWEST_BYTES_PER_S = 64 * 1024
 
 _PAGES = ("/", "/metrics")
 _PROBES = ("/-/healthy", "/-/ready")
-_WELCOME = b'<!doctype html><title>otel-mlops</title><p>The page is at <a href="/metrics">/metrics</a>.\n'
 _MOST_REQUEST_BYTES = 128 * 1024
 _MOST_UNREAD_BYTES = 16 * 1024 * 1024
 _UNREAD_TIMEOUT_S = 1.0
@@ -177,10 +179,11 @@ class Scrape(BaseHTTPRequestHandler):
         return True
 
     def do_GET(self) -> None:
-        """Answer with the page."""
+        """Answer with the page, at `/` with the one for people where HTML is preferred."""
         path = _path(self.path)
-        if path == "/" and "text/html" in self._header("Accept"):
-            self._send(HTTPStatus.OK, _WELCOME, [("Content-Type", "text/html; charset=utf-8"), ("Vary", "Accept")])
+        people = people_page() if path == "/" and prefers_html(self._header("Accept")) else None
+        if people is not None:
+            self._send(HTTPStatus.OK, *self._for_people(people))
         elif path in _PAGES:
             self._send(*self._page_as_asked())
         elif path in _PROBES:
@@ -190,16 +193,28 @@ class Scrape(BaseHTTPRequestHandler):
 
     do_HEAD = do_GET  # noqa: N815 - http.server's name
 
+    def _for_people(self, people: PeoplePage) -> tuple[bytes, Headers]:
+        configured = (self._config.headers or {}).get("Content-Security-Policy")
+        headers = [
+            ("Content-Type", CONTENT_TYPE),
+            # Two policies are both in force: what the web.config.yml forbids is forbidden here too.
+            ("Content-Security-Policy", f"{people.policy}, {configured}" if configured else people.policy),
+            ("Referrer-Policy", "no-referrer"),
+        ]
+        return self._packed(people.body, headers, lambda: people.compressed)
+
     def _page_as_asked(self) -> tuple[HTTPStatus, bytes, Headers]:
         shared = self.server.share_page(self._header("Accept"))
         if shared is None:
             return HTTPStatus.SERVICE_UNAVAILABLE, b"The page could not be made.\n", ()
-        body = shared.page.body
-        headers = [("Content-Type", shared.page.content_type), ("Vary", "Accept, Accept-Encoding")]
+        headers = [("Content-Type", shared.page.content_type)]
+        return HTTPStatus.OK, *self._packed(shared.page.body, headers, shared.compressed)
+
+    def _packed(self, body: bytes, headers: Headers, compressed: Callable[[], bytes]) -> tuple[bytes, Headers]:
+        headers = [*headers, ("Vary", "Accept, Accept-Encoding")]
         if len(body) > _WORTH_COMPRESSING_BYTES and _accepts_gzip(self._header("Accept-Encoding")):
-            body = shared.compressed()
-            headers.append(("Content-Encoding", "gzip"))
-        return HTTPStatus.OK, body, headers
+            return compressed(), [*headers, ("Content-Encoding", "gzip")]
+        return body, headers
 
     def _send(self, status: HTTPStatus, body: bytes, headers: Headers = ()) -> None:
         self.close_connection = True

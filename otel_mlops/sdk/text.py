@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
@@ -27,15 +27,36 @@ def choose_format(accept: str | None) -> str:
     Source: RFC 9110, section 12.5.1; a tie goes to OpenMetrics, which says more.
     """
     quality = {OPENMETRICS: 0.0, TEXT: 0.0}
-    for part in (accept or "")[:4096].split(","):
-        media, *parameters = (piece.strip().lower() for piece in part.split(";"))
-        options = dict(piece.split("=", 1) for piece in parameters if "=" in piece)
-        q = _quality(options.get("q", "1"))
+    for media, options, q in _media_ranges(accept or ""):
         if media == "application/openmetrics-text" and options.get("version", "1.0.0") == "1.0.0":
             quality[OPENMETRICS] = max(quality[OPENMETRICS], q)
         elif media in ("text/plain", "text/*", "*/*"):
             quality[TEXT] = max(quality[TEXT], q)
     return OPENMETRICS if quality[OPENMETRICS] > 0 and quality[OPENMETRICS] >= quality[TEXT] else TEXT
+
+
+def prefers_html(accept: str) -> bool:
+    """Whether a request's Accept header names HTML and wants neither format of the metrics more.
+
+    A wildcard names nothing: a browser asks for text/html, a scraper or curl for anything.
+    Source: RFC 9110, section 12.5.1: of the ranges that fit, the most specific one tells how much a type is wanted.
+    """
+    quality: dict[str, float] = {}
+    for media, _, q in _media_ranges(accept):
+        quality[media] = max(quality.get(media, 0.0), q)
+    anything = quality.get("*/*", 0.0)
+    text = quality.get("text/plain", quality.get("text/*", anything))
+    openmetrics = quality.get("application/openmetrics-text", quality.get("application/*", anything))
+    html = quality.get("text/html", 0.0)
+    return html > 0 and html >= max(text, openmetrics)
+
+
+def _media_ranges(accept: str) -> Iterator[tuple[str, dict[str, str], float]]:
+    """The media ranges of an Accept header, each with its parameters and how much it is wanted."""
+    for part in accept[:4096].split(","):
+        media, *parameters = (piece.strip().lower() for piece in part.split(";"))
+        options = dict(piece.split("=", 1) for piece in parameters if "=" in piece)
+        yield media, options, _quality(options.get("q", "1"))
 
 
 def _quality(text: str) -> float:
