@@ -1,0 +1,313 @@
+"""The shipped rules and routes in the programs that are to take them: what fires, what does not, who is told."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import subprocess
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from otel_mlops.rules import ALERTS, GROUPS, RECORDINGS
+from tests.servers.programs import CONFIG, program
+from tests.servers.service import WAIT_S
+
+FILES = sorted(path.name for path in (CONFIG / "rules_tests").iterdir())
+VERSIONS = ("promtool-2", "promtool")
+
+
+def said(version: str, *arguments: str, cwd: Path = CONFIG) -> tuple[bool, str]:
+    """Whether a promtool is content, and what it says."""
+    done = subprocess.run(
+        [program(version), *arguments], cwd=cwd, capture_output=True, text=True, timeout=5 * WAIT_S, check=False
+    )
+    return done.returncode == 0, done.stdout + done.stderr
+
+
+def both_said(*arguments: str, cwd: Path = CONFIG) -> None:
+    """Ask both versions at a time, which must be content."""
+    with ThreadPoolExecutor(len(VERSIONS)) as pool:
+        asked = [pool.submit(said, version, *arguments, cwd=cwd) for version in VERSIONS if program(version)]
+        for version, answer in zip(VERSIONS, asked, strict=True):
+            content, text = answer.result()
+            assert content, f"{version}: {text}"
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_promtool_accepts_the_rules(version: str):
+    """Prometheus' own tool finds nothing wrong in the rules, in both versions."""
+    content, text = said(version, "check", "rules", "rules.yaml")
+    assert content, text
+    assert f"SUCCESS: {len(ALERTS) + len(RECORDINGS)} rules found" in text
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_the_rules_pass_their_tests(file: str):
+    """Each alert fires when it must, and only then, with the words that it must have, in both versions."""
+    both_said("test", "rules", file, cwd=CONFIG / "rules_tests")
+
+
+def written(folder: Path, tests: list[dict[str, Any]], *, every: str, replaced: Mapping[str, str] | None = None) -> str:
+    """Write tests and the rules, in which the expressions of some alerts are others, and return the tests' name."""
+    rules = yaml.safe_load((CONFIG / "rules.yaml").read_text())
+    for group in rules["groups"]:
+        for rule in group["rules"]:
+            rule["expr"] = (replaced or {}).get(rule.get("alert"), rule["expr"])
+    (folder / "rules.yaml").write_text(json.dumps(rules))  # JSON is YAML
+    file = {
+        "rule_files": ["rules.yaml"],
+        "evaluation_interval": every,
+        "group_eval_order": [group.name for group in GROUPS],
+        "tests": tests,
+    }
+    (folder / "tests.yaml").write_text(json.dumps(file))
+    return "tests.yaml"
+
+
+NAIVE = {
+    "HighErrorRate": ("requests.yaml", "rate(errors_total[5m]) > 0.1"),
+    "GPUHighUtilization": ("gpu.yaml", "gpu_utilization_percent > 90"),
+    "ModelAccuracyDrop": ("models.yaml", "model_accuracy_score < 0.85"),
+}
+"""Alerts, where their tests are, and how one would write them at first."""
+
+
+@pytest.mark.parametrize("alert", NAIVE)
+def test_the_tests_tell_a_sound_alert_from_a_naive_one(tmp_path: Path, alert: str):
+    """Tests that the shipped expression passes fail with the naive one, each for what that gets wrong."""
+    file, naive = NAIVE[alert]
+    loaded = yaml.safe_load((CONFIG / "rules_tests" / file).read_text())
+    tests = []
+    for test in loaded["tests"]:
+        # By who fires alone: the naive expressions have other labels, and so other words.
+        cases = [case for case in test.get("alert_rule_test", []) if case["alertname"] == alert]
+        expressions = [
+            {
+                "expr": f'(count(ALERTS{{alertname="{alert}", alertstate="firing"}}) or vector(0)) > bool 0',
+                "eval_time": case["eval_time"],
+                "exp_samples": [{"labels": "{}", "value": int(bool(case["exp_alerts"]))}],
+            }
+            for case in cases
+        ]
+        if expressions:
+            tests.append({**test, "alert_rule_test": [], "promql_expr_test": expressions})
+    arguments = {"every": loaded["evaluation_interval"]}
+    assert said("promtool", "test", "rules", written(tmp_path, tests, **arguments), cwd=tmp_path)[0]
+    name = written(tmp_path, tests, replaced={alert: naive}, **arguments)
+    content, text = said("promtool", "test", "rules", name, cwd=tmp_path)
+    assert not content
+    assert text.count("exp: ") >= 2, text  # more than one thing
+    assert "parse error" not in text
+
+
+# --- When there is nothing to be seen -----------------------------------------------------------------------------
+
+
+def fire(names: set[str], at: str) -> dict[str, Any]:
+    """A test that exactly these alerts fire."""
+    samples = [{"labels": f'{{alertname="{name}"}}', "value": 1} for name in sorted(names)]
+    return {
+        "expr": 'group by (alertname) (ALERTS{alertstate="firing"})',
+        "eval_time": at,
+        "exp_samples": samples,
+    }
+
+
+def test_without_numbers_nothing_fires(tmp_path: Path):
+    """Where no series is, only that is told; where each series of the tests is no number, nothing is."""
+    names = {
+        series["series"]
+        for file in FILES
+        for test in yaml.safe_load((CONFIG / "rules_tests" / file).read_text())["tests"]
+        for series in test["input_series"]
+    }
+    assert len(names) > 150
+    none = [{"series": name, "values": "NaN+0x110"} for name in sorted(names)]
+    tests = [
+        {"name": "none", "interval": "4m", "promql_expr_test": [fire({"NothingMonitored", "Watchdog"}, "7h")]},
+        {"name": "no number", "interval": "4m", "input_series": none, "promql_expr_test": [fire({"Watchdog"}, "7h")]},
+    ]
+    both_said("test", "rules", written(tmp_path, tests, every="4m"), cwd=tmp_path)
+
+
+# --- A week ---------------------------------------------------------------------------------------------------
+
+DAY, DAYS = 1440, 8  # minutes; and days, so that the last one can be compared with a week before
+MINUTES = range(DAYS * DAY)
+RESTARTS = {"a": {600, 3 * DAY + 77, 5 * DAY + 700}, "b": {602, 4 * DAY + 1000}}
+"""At which minutes an instance restarts, for one of them: a deployment, a crash, another deployment."""
+MODEL = 'model_name="loans", model_version="v1"'
+GPU = 'gpu_id="0", gpu_name="NVIDIA H100"'
+
+
+def healthy() -> Iterator[tuple[str, list[str]]]:
+    """The series of a service that is well: a daily wave, noise, some errors, some restarts."""
+    chance = random.Random(7)
+
+    def waved(minute: int) -> float:
+        return 1.0 + 0.8 * math.sin(2 * math.pi * minute / DAY) + chance.uniform(-0.1, 0.1)
+
+    for instance, restarts in RESTARTS.items():
+        gone = {minute + more for minute in restarts for more in (0, 1)}
+
+        def series(name: str, values: list[float], labels: str = "", *, of: str = instance, none: set[int] = gone):
+            shown = ["_" if minute in none else f"{value:.6g}" for minute, value in enumerate(values)]
+            yield f'{name}{{job="shop", instance="{of}"{labels and ", "}{labels}}}', shown
+
+        def counter(name: str, each: list[float], labels: str = "", *, begins: set[int] = restarts):
+            total, values = 0.0, []
+            for minute, more in enumerate(each):
+                total = more if minute in begins else total + more
+                values.append(total)
+            yield from series(name, values, labels)
+
+        def gauge(name: str, mean: float, spread: float, labels: str = ""):
+            values = [mean + chance.uniform(-spread, spread) for _ in MINUTES]
+            yield from series(name, values, labels)
+
+        asked = [round(300 * waved(minute)) for minute in MINUTES]
+        failed = [sum(chance.random() < 0.0002 for _ in range(int(count) // 10)) for count in asked]
+        where = 'method="POST", endpoint="/predict"'
+        yield from counter("api_requests_total", asked, f'{where}, status_code="200"')
+        yield from counter("api_requests_total", failed, f'{where}, status_code="500"')
+        yield from counter("errors_total", failed, 'error_type="ValueError", endpoint="/predict"')
+        slow = [sum(chance.random() < 0.005 for _ in range(count)) for count in asked]
+        yield from counter("api_request_duration_seconds_count", asked, where)
+        quick = [count - late for count, late in zip(asked, slow, strict=True)]
+        yield from counter("api_request_duration_seconds_bucket", quick, f'{where}, le="0.5"')
+        yield from series("up", [float(minute not in gone) for minute in MINUTES], none=set())
+        for name, mean, spread, labels in (
+            ("otel_mlops_build_info", 1, 0, 'version="1"'),
+            ("otel_mlops_workers", 4, 0, ""),
+            ("otel_mlops_source_up", 1, 0, 'source="nvidia"'),
+            ("otel_mlops_source_age_seconds", 5, 5, 'source="nvidia"'),
+            ("otel_mlops_ledger_up", 1, 0, 'worker="0"'),
+            ("otel_mlops_ledger_size_bytes", 3e5, 1e5, 'worker="0"'),
+            ("api_health_status", 1, 0, 'component="database"'),
+            ("model_status", 0, 0, f'{MODEL}, model_status="error"'),
+            ("model_status", 1, 0, f'{MODEL}, model_status="ready"'),
+            ("model_drift_score", 0.08, 0.05, f'{MODEL}, feature="income"'),
+            ("model_drift_threshold", 0.2, 0, f'{MODEL}, feature="income"'),
+            ("model_drift_window_samples", 15_000, 5_000, f'{MODEL}, feature="income"'),
+            ("model_accuracy_score", 0.86, 0.015, f'{MODEL}, dataset="live"'),
+            ("model_score_bound", 0.88, 0.015, f'{MODEL}, dataset="live", score="accuracy", bound="upper"'),
+            ("model_performance_samples", 800, 300, f'{MODEL}, dataset="live"'),
+            ("model_estimated_accuracy_score", 0.9, 0.02, MODEL),
+            ("ground_truth_coverage_ratio", 0.8, 0.1, MODEL),
+            ("predictions_in_progress", 2, 2, MODEL),
+            ("gpu_up", 1, 0, GPU),
+            ("gpu_utilization_percent", 90, 10, GPU),
+            ("gpu_memory_free_bytes", 12, 5, GPU),
+            ("gpu_memory_total_bytes", 80, 0, GPU),
+            ("gpu_recovery_action", 0, 0, GPU),
+            ("gpu_clock_event_active", 0, 0, f'{GPU}, reason="hw_thermal"'),
+            ("system_memory_usage_bytes", 70, 15, ""),
+            ("system_memory_total_bytes", 100, 0, ""),
+            ("system_disk_total_bytes", 100, 0, 'mount_point="/"'),
+            ("system_pressure_ratio", 0.05, 0.05, 'resource="memory"'),
+            ("system_pressure_ratio", 0.4, 0.4, 'resource="cpu"'),
+            ("container_memory_utilization_ratio", 0.7, 0.1, ""),
+            ("container_cpu_limit_cores", 4, 0, ""),
+            ("process_open_fds", 100, 40, 'worker="0"'),
+            ("process_max_fds", 1024, 0, 'worker="0"'),
+            ("otelcol_exporter_queue_size", 20, 20, 'exporter="otlp"'),
+            ("otelcol_exporter_queue_capacity", 1000, 0, 'exporter="otlp"'),
+        ):
+            yield from gauge(name, mean, spread, labels)
+        # A disk that a daily job empties, and a start time that changes with each restart.
+        filled = [60 + 20 * (minute % DAY) / DAY for minute in MINUTES]
+        yield from series("system_disk_usage_bytes", filled, 'mount_point="/"')
+        began = [max((start for start in restarts if start <= minute), default=0) for minute in MINUTES]
+        yield from series("process_start_time_seconds", began, 'worker="0"')
+        for name, mean, labels in (
+            ("predictions_total", 300, f'{MODEL}, prediction_type="single"'),
+            ("prediction_duration_seconds_count", 300, f'{MODEL}, prediction_type="single"'),
+            ("prediction_errors_total", 1, f'{MODEL}, error_type="ValueError"'),
+            ("model_feature_missing_total", 5, f'{MODEL}, feature="income"'),
+            ("scheduled_task_runs_total", 2, 'task="check", result="success"'),
+            ("scheduled_task_runs_total", 0.02, 'task="check", result="error"'),
+            ("database_operations_total", 200, 'operation="select", table="orders"'),
+            ("database_operation_duration_seconds_count", 200, 'operation="select", table="orders"'),
+            ("database_operation_duration_seconds_sum", 4, 'operation="select", table="orders"'),
+            ("event_loop_lag_seconds_sum", 1, 'worker="0"'),
+            ("gpu_throttle_seconds_total", 0.5, f'{GPU}, reason="hw_thermal"'),
+            ("gpu_xid_errors_total", 0, f'{GPU}, xid="79"'),
+            ("gpu_ecc_errors_total", 0, f'{GPU}, type="uncorrected", counter="volatile"'),
+            ("container_cpu_throttled_seconds_total", 10, ""),
+            ("otel_mlops_page_refused_total", 0.01, 'cause="request"'),
+            ("otel_mlops_dropped_total", 0.5, 'reason="truth"'),
+        ):
+            yield from counter(name, [chance.uniform(0, 2 * mean) for _ in MINUTES], labels)
+
+
+def test_a_healthy_week_wakes_nobody(tmp_path: Path):
+    """Of eight days with waves, noise, a few errors, deployments and a crash no alert fires but the Watchdog."""
+    tests = [
+        {
+            "interval": "1m",
+            "input_series": [{"series": name, "values": " ".join(values)} for name, values in healthy()],
+            "promql_expr_test": [
+                {
+                    "expr": f'group by (alertname) (count_over_time(ALERTS{{alertstate="firing"}}[{DAYS}d]))',
+                    "eval_time": f"{DAYS}d",
+                    "exp_samples": [{"labels": '{alertname="Watchdog"}', "value": 1}],
+                },
+                {
+                    # They were all there to be looked at.
+                    "expr": 'count({__name__=~"job:.+:(objective|rate.+|ratio_rate.+)"})',
+                    "eval_time": f"{DAYS * DAY - 5}m",
+                    "exp_samples": [{"labels": "{}", "value": 21}],
+                },
+            ],
+        }
+    ]
+    content, text = said("promtool", "test", "rules", written(tmp_path, tests, every="5m"), cwd=tmp_path)
+    assert content, text
+
+
+# --- Who is told ----------------------------------------------------------------------------------------------
+
+
+def amtool(*arguments: str) -> str:
+    """What Alertmanager's own tool says, which must be content."""
+    done = subprocess.run(
+        [program("amtool"), *arguments], cwd=CONFIG, capture_output=True, text=True, timeout=WAIT_S, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.strip()
+
+
+def test_alertmanager_accepts_its_configuration():
+    """Alertmanager's own tool finds nothing wrong, and no secret stands in the file."""
+    assert "SUCCESS" in amtool("check-config", "alertmanager.yaml")
+    routes = yaml.safe_load((CONFIG / "alertmanager.yaml").read_text())
+    for receiver in routes["receivers"]:
+        for hook in receiver["webhook_configs"]:
+            assert hook.keys() <= {"url_file", "send_resolved"}
+
+
+@pytest.mark.parametrize("severity", ["critical", "warning", "none"])
+def test_each_alert_has_its_receiver(severity: str):
+    """What is critical is a page, a warning a ticket, and the Watchdog goes where it is missed."""
+    wanted = {"critical": "pages", "warning": "tickets", "none": "watchdog"}[severity]
+    (name, *_) = [alert.name for alert in ALERTS if alert.severity == severity]
+    labels = (f"alertname={name}", f"severity={severity}", "job=shop")
+    assert amtool("config", "routes", "test", "--config.file=alertmanager.yaml", *labels) == wanted
+
+
+def test_what_hides_alerts_exists():
+    """Each alert and label that an inhibition names is one of the rules'."""
+    routes = yaml.safe_load((CONFIG / "alertmanager.yaml").read_text())
+    names = {alert.name for alert in ALERTS}
+    domains = {group.domain for group in GROUPS}
+    for rule in routes["inhibit_rules"]:
+        for matcher in (*rule["source_matchers"], *rule["target_matchers"]):
+            label, value = matcher.replace('"', "").replace("~", "").replace("!", "").split(" = ")
+            known = {"alertname": names, "domain": domains, "severity": {"critical", "warning"}}[label]
+            assert {each.removesuffix(".*") for each in value.split("|")} <= known, matcher
