@@ -8,8 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 
+from otel_mlops import dashboards
+from otel_mlops.manifests import manifests
 from otel_mlops.metrics import CATALOGUE, DOMAINS, Across, Kind, Metric
-from otel_mlops.rules import ALERTS
+from otel_mlops.rules.text import as_prometheus_rule, as_runbook, as_yaml
 from otel_mlops.settings import SETTINGS, Setting, Settings
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -42,6 +44,7 @@ def render(*, check: bool, root: Path = CHECKOUT) -> list[Path]:
             continue
         stale.append(path)
         if not check:
+            path.parent.mkdir(exist_ok=True)
             path.write_text(text, encoding="utf-8", newline="\n")
     return stale
 
@@ -52,7 +55,13 @@ def _texts(root: Path) -> Iterator[tuple[Path, str]]:
         raise ValueError(f"{SEEN} names {', '.join(sorted(unknown))}, expected names of metrics")
     yield root / "docs" / "metrics.md", _metrics(seen)
     yield root / "docs" / "settings.md", _settings()
-    yield root / "collector-config" / "rules.yaml", _rules()
+    rules = _RENDERED_FROM.format("otel_mlops/rules")
+    yield root / "docs" / "runbook.md", as_runbook(rules)
+    yield root / "collector-config" / "rules.yaml", as_yaml(rules)
+    yield root / "collector-config" / "kubernetes" / "prometheusrule.yaml", as_prometheus_rule(rules)
+    for name, text in dashboards.files():
+        yield root / "collector-config" / "grafana" / name, text
+    yield from manifests(root / "collector-config")
 
 
 # --- docs/metrics.md --------------------------------------------------------------------------------------
@@ -161,26 +170,6 @@ def _default(value: object) -> str:
     return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
-# --- collector-config/rules.yaml --------------------------------------------------------------------------
-
-
-def _rules() -> str:
-    comment = f"# {_RENDERED_FROM.format('otel_mlops/rules.py')}"
-    lines = [comment, "groups:", "  - name: otel_mlops", "    rules:"]
-    for alert in ALERTS:
-        lines += [
-            f"      - alert: {alert.name}",
-            f"        expr: {_quoted(alert.expression)}",
-            f"        for: {alert.lasting}",
-            "        labels:",
-            f"          severity: {alert.severity}",
-            "        annotations:",
-            f"          summary: {_quoted(alert.summary)}",
-            f"          description: {_quoted(alert.description)}",
-        ]
-    return "\n".join(lines) + "\n"
-
-
 # --- How things are written -------------------------------------------------------------------------------
 
 
@@ -201,11 +190,6 @@ def _number(value: float) -> str:
 
 def _code_list(items: Iterable[str]) -> str:
     return ", ".join(f"`{item}`" for item in items)
-
-
-def _quoted(text: str) -> str:
-    """Return a YAML scalar; single quotes leave the double ones of PromQL and of templates readable."""
-    return "'" + text.replace("'", "''") + "'"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

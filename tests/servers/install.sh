@@ -18,6 +18,7 @@ has_compiler() { has cc || has gcc || has clang; }
 packages=()
 if ! has prometheus || ! has promtool; then packages+=(prometheus); fi
 if ! has_compiler; then packages+=(gcc libc6-dev); fi
+has openssl || packages+=(openssl)
 if ! has chromium || ! has chromedriver; then packages+=(chromium chromium-driver fonts-dejavu-core); fi
 if [ "${#packages[@]}" -gt 0 ] && has apt-get; then
     as_root=()
@@ -77,17 +78,38 @@ build_alertmanager() {
     go_install "$module/cmd/alertmanager@v$ALERTMANAGER" "$module/cmd/amtool@v$ALERTMANAGER"
 }
 
+build_compose() {
+    go_install "github.com/compose-spec/compose-go/v2/cmd@v$COMPOSE_GO" && mv cmd compose-go
+}
+
+# The folder in which Go keeps a module's files.
+module() { go mod download -json "$1" | sed -n 's/^.*"Dir": "\(.*\)",*$/\1/p'; }
+
+build_schemas() {
+    local kubernetes prometheus opentelemetry
+    kubernetes=$(module "k8s.io/kubernetes@v$KUBERNETES") &&
+        prometheus=$(module "github.com/prometheus-operator/prometheus-operator@v$PROMETHEUS_OPERATOR") &&
+        opentelemetry=$(module "github.com/open-telemetry/opentelemetry-operator@v$OPENTELEMETRY_OPERATOR") &&
+        cp "$kubernetes"/api/openapi-spec/v3/{api__v1,apis__apps__v1,apis__networking.k8s.io__v1,apis__rbac.authorization.k8s.io__v1}_openapi.json . &&
+        cp "$prometheus"/example/prometheus-operator-crd/monitoring.coreos.com_{podmonitors,prometheuses,prometheusrules,servicemonitors}.yaml . &&
+        cp "$opentelemetry/config/crd/bases/opentelemetry.io_opentelemetrycollectors.yaml" .
+}
+
 if has_go; then
     manifest=$PWD/collector-config/builder.yaml
     collector=collector-$COLLECTOR-$(grep -v "^#" "$manifest" | cksum | cut -d ' ' -f 1)
     build "$collector" build_collector
     build "prometheus-$PROMETHEUS" build_prometheus
     build "alertmanager-$ALERTMANAGER" build_alertmanager
-    for program in "$collector/otelcol-mlops" prometheus-"$PROMETHEUS"/{prometheus,promtool} alertmanager-"$ALERTMANAGER"/{alertmanager,amtool}; do
+    build "compose-go-$COMPOSE_GO" build_compose
+    schemas=schemas-$KUBERNETES-$PROMETHEUS_OPERATOR-$OPENTELEMETRY_OPERATOR
+    build "$schemas" build_schemas
+    ln -sfn "$schemas" "$cache/schemas"
+    for program in "$collector/otelcol-mlops" prometheus-"$PROMETHEUS"/{prometheus,promtool} alertmanager-"$ALERTMANAGER"/{alertmanager,amtool} "compose-go-$COMPOSE_GO/compose-go"; do
         ln -sfn "../$program" "$cache/bin/${program##*/}"
     done
 else
-    missing+=("Go $GO_NEEDED or newer, to build the OpenTelemetry Collector $COLLECTOR, Prometheus $PROMETHEUS and Alertmanager $ALERTMANAGER. Debian: apt-get install golang, or https://go.dev/dl")
+    missing+=("Go $GO_NEEDED or newer, to build the OpenTelemetry Collector $COLLECTOR, Prometheus $PROMETHEUS and Alertmanager $ALERTMANAGER, and for the schemas of Kubernetes. Debian: apt-get install golang, or https://go.dev/dl")
 fi
 
 if [ "${#missing[@]}" -gt 0 ]; then

@@ -24,7 +24,7 @@ from tests.servers.service import CLEAN, WAIT_S, free_port, until
 BUILT = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "otel-mlops", "servers", "bin")
 """Where `make servers` keeps what it has built with Go: the pinned versions."""
 
-_BUILT = ("otelcol-mlops", "prometheus", "promtool", "alertmanager", "amtool")
+_BUILT = ("otelcol-mlops", "prometheus", "promtool", "alertmanager", "amtool", "compose-go")
 
 CONFIG = Path(__file__).parents[2] / "collector-config"
 
