@@ -11,7 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help test test-stress test-gpu test-servers lint types demo bench servers render clean
+.PHONY: help test test-stress test-gpu test-servers lint types demo bench servers render pictures clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -35,8 +35,8 @@ lint: $(VENV)/.with-dev ## style and format
 types: $(VENV)/.with-dev ## mypy, strict
 	$(RUN) mypy
 
-# Prometheus 3 and Alertmanager where `make servers` has built them.
-demo: export PATH := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/otel-mlops/servers/bin:$(PATH)
+# Where no Prometheus is installed, the one that `make servers` has built: it has no pages of its own.
+demo: export PATH := $(PATH):$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/otel-mlops/servers/bin
 demo: $(VENV)/.with-demo ## a small service with traffic and its page; DEMO_SECONDS=30 ends it after that time
 	$(VENV)/bin/otel-mlops demo $(if $(DEMO_SECONDS),--seconds $(DEMO_SECONDS))
 
@@ -48,6 +48,10 @@ servers: ## gets the real servers for the tests: Debian's packages, and with Go 
 
 render: $(VENV)/.with-dev ## writes what is derived from the metrics: docs, rules, dashboards, pipelines
 	$(VENV)/bin/otel-mlops render
+
+# No check: the pictures are drawn again when the dashboards have changed. Needs the servers, a C compiler and Node.js.
+pictures: $(VENV)/.with-test ## draws the dashboards for the docs (12 minutes); PICTURES=--again keeps the last recording
+	$(VENV)/bin/python docs/pictures/source/take.py $(PICTURES)
 
 clean: ## removes what was installed and built
 	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

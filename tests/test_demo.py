@@ -21,11 +21,12 @@ import yaml
 from otel_mlops import metrics as rows
 from otel_mlops.demo import processes, view
 from otel_mlops.demo.options import DemoError, Options, choose_ports
-from otel_mlops.demo.processes import SHIPPED, Program, equal_config, equal_rules, write_config
+from otel_mlops.demo.processes import Program, write_config
 from otel_mlops.demo.readings import Reading, Window
 from otel_mlops.demo.screen import Lines, Table, open_screen
 from otel_mlops.demo.show import Ending
 from otel_mlops.demo.traffic import Question, Traffic, ask
+from otel_mlops.render import CHECKOUT
 from tests.waiting import eventually
 
 WAIT_S = 20.0
@@ -329,20 +330,13 @@ def test_an_address_of_another_machine_is_told():
 # --- Prometheus' configuration ----------------------------------------------------------------------------
 
 
-def test_what_is_made_equals_what_is_shipped():
-    """The configuration and the rules of an installed package are those of the checkout."""
-    assert equal_config() == yaml.safe_load(SHIPPED.read_text())
-    assert equal_rules() == yaml.safe_load(SHIPPED.with_name("rules.yaml").read_text())
-
-
-@pytest.mark.parametrize("shipped", [SHIPPED, Path("nowhere", "prometheus.yaml")])
-def test_the_configuration_has_the_page_and_a_short_interval(tmp_path: Path, shipped: Path):
-    """Only the page's address and the times differ from what is shipped, and the rules are beside it."""
-    written = yaml.safe_load(write_config(tmp_path, "127.0.0.1:18001", shipped).read_text())
+@pytest.mark.parametrize("alertmanager", [None, "http://127.0.0.1:19093"])
+def test_the_configuration_has_the_page_and_the_shipped_rules(tmp_path: Path, alertmanager: str | None):
+    """The page is read every 2 s, the rules are those that are shipped, and Alertmanager is told if there is one."""
+    written = yaml.safe_load(write_config(tmp_path, "127.0.0.1:18001", alertmanager).read_text())
     assert written["scrape_configs"][0]["static_configs"] == [{"targets": ["127.0.0.1:18001"]}]
-    assert set(written.pop("global").values()) == {"2s"}
-    expected = equal_config()
-    expected.pop("global")
-    expected["scrape_configs"][0]["static_configs"] = [{"targets": ["127.0.0.1:18001"]}]
-    assert written == expected
-    assert yaml.safe_load((tmp_path / "rules.yaml").read_text()) == equal_rules()
+    assert set(written["global"].values()) == {"2s"}
+    told = written.get("alerting") and written["alerting"]["alertmanagers"][0]["static_configs"][0]["targets"]
+    assert told == (alertmanager and ["127.0.0.1:19093"])
+    shipped = CHECKOUT / "collector-config" / "rules.yaml"
+    assert yaml.safe_load((tmp_path / "rules.yaml").read_text()) == yaml.safe_load(shipped.read_text())

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from typing import Any
 
-from otel_mlops.demo.processes import find_prometheus
+from otel_mlops.demo.processes import find_alertmanager, find_prometheus
 from otel_mlops.doctor.network import port_fault, take_free_ports
 from otel_mlops.settings import Settings
 
@@ -26,6 +27,7 @@ class Options:
     port: int = 8000
     page_port: int = 8001
     prometheus_port: int = 0
+    alertmanager_port: int = 0
     seconds: float | None = None
     rate: float = 20.0
     prometheus: bool = True
@@ -67,22 +69,19 @@ def choose_ports(options: Options) -> Options:
     }
     if options.prometheus and find_prometheus() is not None:
         wanted["prometheus_port"] = ("Prometheus", "--prometheus-port or DEMO_PROMETHEUS_PORT")
+        if find_alertmanager() is not None:
+            wanted["alertmanager_port"] = ("Alertmanager", "--no-prometheus")
     try:
         free = iter(take_free_ports(options.host, len(wanted)))
     except OSError as error:
         raise DemoError(
             f"nothing can listen on {options.host}: {error.strerror}. Choose another with --host or DEMO_HOST"
         ) from None
-    chosen: dict[str, int] = {}
+    chosen: dict[str, Any] = {}
     for field, (title, means) in wanted.items():
         port = getattr(options, field)
         fault = port and ("is wanted twice" if port in chosen.values() else port_fault(options.host, port))
         if fault:
             raise DemoError(f"port {port}, which {title} needs, {fault}. Choose another with {means}")
         chosen[field] = port or next(free)
-    return replace(
-        options,
-        port=chosen["port"],
-        page_port=chosen["page_port"],
-        prometheus_port=chosen.get("prometheus_port", options.prometheus_port),
-    )
+    return replace(options, **chosen)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -15,8 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from otel_mlops.render import CHECKOUT
-from otel_mlops.rules import ALERTS
+from otel_mlops.rules.text import as_data
 
 if TYPE_CHECKING:
     import httpx
@@ -84,22 +82,39 @@ class Program:
                 self._said.append(line.decode(errors="replace").rstrip())
 
 
-# --- Prometheus -------------------------------------------------------------------------------------------
+# --- Prometheus and Alertmanager --------------------------------------------------------------------------
 
-SCRAPE_INTERVAL_S = 2
-"""How often the demo's Prometheus reads the page: with the shipped 15 s a short demo would show nothing."""
+INTERVAL = "2s"
+"""How often the demo's Prometheus reads the page and evaluates the rules: a short demo is to show something."""
 
 
-SHIPPED = CHECKOUT / "collector-config" / "prometheus.yaml"
+class Alertmanager:
+    """A real Alertmanager, which shows the alerts and tells nobody."""
+
+    def __init__(self, command: Sequence[str], folder: Path, *, url: str) -> None:
+        self.url = url
+        config = folder / "alertmanager.yaml"
+        route = {"receiver": "nobody", "group_by": ["alertname", "job"], "group_wait": "1s"}
+        config.write_text(json.dumps({"route": route, "receivers": [{"name": "nobody"}]}), encoding="utf-8")
+        options = (
+            f"--config.file={config}",
+            f"--storage.path={folder / 'alertmanager'}",
+            "--cluster.listen-address=",
+            "--log.level=warn",
+        )
+        self.program = Program([*command, *options], os.environ)
 
 
 class Prometheus:
-    """A real Prometheus that reads the page, with its data in a folder of the demo's."""
+    """A real Prometheus that reads the page and evaluates the rules, with its data in a folder of the demo's."""
 
-    def __init__(self, command: Sequence[str], folder: Path, *, url: str, page: str) -> None:
+    def __init__(
+        self, command: Sequence[str], folder: Path, *, url: str, page: str, alertmanager: Alertmanager | None
+    ) -> None:
         self.url = url
+        self.alertmanager = alertmanager
         options = (
-            f"--config.file={write_config(folder, page)}",
+            f"--config.file={write_config(folder, page, alertmanager.url if alertmanager else None)}",
             f"--storage.tsdb.path={folder / 'data'}",
             "--storage.tsdb.retention.size=256MB",
             "--enable-feature=exemplar-storage",
@@ -127,52 +142,41 @@ class Prometheus:
             return None
         return float(result[0]["value"][1]) if result else None
 
+    def alerts(self, client: httpx.Client) -> list[str]:
+        """The alerts that fire or are about to, each once, less the one that always does; none where nobody answers."""
+        import httpx
+
+        try:
+            alerts = client.get(f"{self.url}/api/v1/alerts").raise_for_status().json()["data"]["alerts"]
+        except (httpx.HTTPError, ValueError):
+            return []
+        states = {
+            (alert["state"], alert["labels"]["alertname"]) for alert in alerts if alert["labels"]["severity"] != "none"
+        }
+        return [name if state == "firing" else f"{name} ({state})" for state, name in sorted(states)]
+
 
 def find_prometheus() -> str | None:
     """Where Prometheus is installed."""
     return shutil.which("prometheus")
 
 
-def write_config(folder: Path, page: str, shipped: Path = SHIPPED) -> Path:
-    """Write the shipped configuration for a page that may stand elsewhere, and return where it is.
-
-    Where nothing is shipped (an installed package), an equal one is made. The page is read more often than
-    the shipped configuration says.
-    """
-    config = folder / "prometheus.yaml"
-    if shipped.is_file():
-        text = shipped.read_text(encoding="utf-8")
-        shutil.copy(shipped.with_name("rules.yaml"), folder)
-    else:
-        # JSON is YAML.
-        text = json.dumps(equal_config(), indent=2)
-        (folder / "rules.yaml").write_text(json.dumps(equal_rules(), indent=2), encoding="utf-8")
-    text = re.sub(r"((?:scrape|evaluation)_(?:interval|timeout)\"?: *\"?)\d+s", rf"\g<1>{SCRAPE_INTERVAL_S}s", text)
-    config.write_text(text.replace("127.0.0.1:8001", page), encoding="utf-8")
-    return config
+def find_alertmanager() -> str | None:
+    """Where Alertmanager is installed; Debian gives it another name."""
+    return shutil.which("alertmanager") or shutil.which("prometheus-alertmanager")
 
 
-def equal_config() -> dict[str, Any]:
-    """What collector-config/prometheus.yaml says."""
-    return {
-        "global": {"scrape_interval": "15s", "scrape_timeout": "10s", "evaluation_interval": "15s"},
+def write_config(folder: Path, page: str, alertmanager: str | None = None) -> Path:
+    """Write a configuration that reads the page and has our rules, and return where it is. JSON is YAML."""
+    (folder / "rules.yaml").write_text(json.dumps(as_data()), encoding="utf-8")
+    config: dict[str, Any] = {
+        "global": {"scrape_interval": INTERVAL, "scrape_timeout": INTERVAL, "evaluation_interval": INTERVAL},
         "rule_files": ["rules.yaml"],
-        "scrape_configs": [
-            {"job_name": "otel_mlops", "static_configs": [{"targets": ["127.0.0.1:8001"]}]},
-        ],
+        "scrape_configs": [{"job_name": "otel_mlops", "static_configs": [{"targets": [page]}]}],
     }
-
-
-def equal_rules() -> dict[str, Any]:
-    """What collector-config/rules.yaml says."""
-    rules = [
-        {
-            "alert": alert.name,
-            "expr": alert.expression,
-            "for": alert.lasting,
-            "labels": {"severity": alert.severity},
-            "annotations": {"summary": alert.summary, "description": alert.description},
-        }
-        for alert in ALERTS
-    ]
-    return {"groups": [{"name": "otel_mlops", "rules": rules}]}
+    if alertmanager is not None:
+        target = alertmanager.removeprefix("http://")
+        config["alerting"] = {"alertmanagers": [{"static_configs": [{"targets": [target]}]}]}
+    path = folder / "prometheus.yaml"
+    path.write_text(json.dumps(config, indent=2), encoding="utf-8")
+    return path

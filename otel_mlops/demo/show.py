@@ -18,7 +18,7 @@ from typing import Any, Self, TextIO, TypeVar
 from otel_mlops import metrics as rows
 from otel_mlops.demo import view
 from otel_mlops.demo.options import DemoError, Options, check_packages, check_settings, choose_ports
-from otel_mlops.demo.processes import Program, Prometheus, find_prometheus
+from otel_mlops.demo.processes import Alertmanager, Program, Prometheus, find_alertmanager, find_prometheus
 from otel_mlops.demo.readings import Reading, Window, read
 from otel_mlops.demo.screen import open_screen
 from otel_mlops.demo.traffic import Traffic
@@ -101,7 +101,8 @@ class Demo:
         if first is None:
             self._say("Ended before the service was ready.")
             return
-        prometheus = self._start_prometheus()
+        alertmanager = self._start_alertmanager()
+        prometheus = self._start_prometheus(alertmanager)
         traffic = Traffic(self.service_url, self._options.rate)
         self._things.callback(traffic.stop, 0.0)
         began_s = time.monotonic()
@@ -148,19 +149,32 @@ class Demo:
             raise DemoError(_with_output(f"the service did not answer within {_START_TIMEOUT_S:.0f} s", service))
         return readings[0] if readings else None
 
-    def _start_prometheus(self) -> Prometheus | None:
+    def _start_alertmanager(self) -> Alertmanager | None:
+        binary, port = find_alertmanager(), self._options.alertmanager_port
+        if binary is None or not port:
+            return None
+        alertmanager = Alertmanager([binary, self._listen(port)], self._folder, url=f"http://{self._here}:{port}")
+        self._things.callback(alertmanager.program.stop)
+        return alertmanager
+
+    def _start_prometheus(self, alertmanager: Alertmanager | None) -> Prometheus | None:
         binary = find_prometheus() if self._options.prometheus else None
         if binary is None:
             return None
-        host, port = self._options.host, self._options.prometheus_port
+        port = self._options.prometheus_port
         prometheus = Prometheus(
-            [binary, f"--web.listen-address={f'[{host}]' if ':' in host else host}:{port}"],
+            [binary, self._listen(port)],
             self._folder,
             url=f"http://{self._here}:{port}",
             page=f"{self._here}:{self._options.page_port}",
+            alertmanager=alertmanager,
         )
         self._things.callback(prometheus.program.stop)
         return prometheus
+
+    def _listen(self, port: int) -> str:
+        host = self._options.host
+        return f"--web.listen-address={f'[{host}]' if ':' in host else host}:{port}"
 
     def _watch(self, service: Program, prometheus: Prometheus | None, first: Reading, began_s: float) -> None:
         """Read the page and show what it says until the end."""
@@ -190,10 +204,14 @@ class Demo:
     def _facts(self, prometheus: Prometheus | None) -> Iterator[str]:
         yield f"  {'service':<12} {self.service_url}/docs"
         yield f"  {'page':<12} {self.page_url}"
+        yield f"  {'for people':<12} {self.page_url.removesuffix('metrics')}"
         if prometheus is not None:
             ended = prometheus.program.has_ended()
             told = _with_output("has ended", prometheus.program, 1) if ended else prometheus.url
             yield f"  {'Prometheus':<12} {told}"
+            if prometheus.alertmanager is not None:
+                yield f"  {'Alertmanager':<12} {prometheus.alertmanager.url}"
+            yield f"  {'alerts':<12} {', '.join(prometheus.alerts(self._client)) or 'none'}"
         elif self._options.prometheus:
             yield f"  {'Prometheus':<12} not found on the PATH"
 

@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 from tests.servers import service
+from tests.servers.programs import BUILT, program
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "prometheus_metrics_demo.py"
@@ -56,7 +57,7 @@ class Running:
         """The URLs that the demo shows, once it has begun to watch, and with them all that it has started."""
         self.wait_for(r"requests/s")
         self.family = {*psutil.Process(self.process.pid).children(recursive=True)}
-        shown = re.findall(r"^  (\w+) +(http\S+)$", self.said, re.MULTILINE)
+        shown = re.findall(r"^  (\w+(?: \w+)?) +(http\S+)$", self.said, re.MULTILINE)
         return {name: url.removesuffix("/docs") for name, url in shown}
 
     def end(self) -> int:
@@ -103,10 +104,10 @@ def has_prometheus() -> None:
         pytest.skip("prometheus is not on the PATH: run `make servers`")
 
 
-def rules(client: httpx.Client, url: str) -> str:
-    """The rules of a Prometheus, nothing while it starts."""
+def answer(client: httpx.Client, url: str) -> str:
+    """What is answered, nothing while a program starts."""
     try:
-        return client.get(f"{url}/api/v1/rules").text
+        return client.get(url).text
     except httpx.TransportError:
         return ""
 
@@ -131,7 +132,7 @@ def test_a_demo_ends_by_itself_and_has_counted_everything(has_prometheus: None):
     asked = counted["requests"][0]
     assert asked > 100
     assert f"{counted['answered with 500'][0]} ValueError" in demo.said
-    assert set(urls) == {"service", "page", "Prometheus"}
+    assert set(urls) - {"Alertmanager"} == {"service", "page", "for people", "Prometheus"}
     assert "Prometheus    up == 1\n" in demo.said
     assert f"sum(api_requests_total) == {asked}\n" in demo.said
     p95 = re.search(r"histogram_quantile\(.*\) == (\S+)$", demo.said, re.MULTILINE)
@@ -140,15 +141,18 @@ def test_a_demo_ends_by_itself_and_has_counted_everything(has_prometheus: None):
 
 
 def test_ctrl_c_ends_a_demo_with_a_summary(has_prometheus: None, tmp_path: Path):
-    """While it runs, service, docs, both pages and Prometheus answer; SIGINT ends all of it with 0."""
-    with running(TMPDIR=str(tmp_path)) as demo:
+    """While it runs, service, docs, all pages, Prometheus and Alertmanager answer; SIGINT ends all of it with 0."""
+    program("alertmanager")
+    with running(TMPDIR=str(tmp_path), PATH=f"{os.environ['PATH']}{os.pathsep}{BUILT}") as demo:
         urls = demo.urls()
         with httpx.Client(trust_env=False, timeout=10.0) as client:
             assert client.get(f"{urls['service']}/docs").status_code == 200
             assert client.get(f"{urls['service']}/health").json()["status"] == "healthy"
             page = client.get(urls["page"]).text
+            assert "<title>" in client.get(urls["for people"], headers={"Accept": "text/html"}).text
+            until(lambda: "Watchdog" in answer(client, f"{urls['Alertmanager']}/api/v2/alerts"))
             assert "api_requests_total{" in client.get(f"{urls['service']}/metrics").text
-            until(lambda: "ModelAccuracyDrop" in rules(client, urls["Prometheus"]))
+            assert "ModelAccuracyDrop" in answer(client, f"{urls['Prometheus']}/api/v1/rules")
         demo.process.send_signal(signal.SIGINT)
         assert demo.end() == 0, demo.said
         assert all(is_gone(each) for each in demo.family)
