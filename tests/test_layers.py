@@ -15,12 +15,15 @@ PACKAGE = ROOT / "otel_mlops"
 MOST_LINES = 400
 
 DOWNWARD = {
+    "manifests": set(),
     "metrics": set(),
     "settings": set(),
     "numbers": set(),
+    "people": set(),
     "rules": {"metrics"},
+    "dashboards": {"metrics"},
     "profile": {"numbers"},
-    "sdk": {"metrics", "numbers", "settings"},
+    "sdk": {"metrics", "numbers", "people", "settings"},
     "sources": {"metrics"},
     "otlp": {"metrics", "sdk", "settings"},
     "daily": {"metrics", "numbers", "sdk"},
@@ -35,7 +38,7 @@ DOWNWARD = {
 DOWNWARD["scores"] = {"metrics", "numbers", "profile", "sdk", "settings", "sources"}
 DOWNWARD["leading"] = {"daily", "energy", "metrics", "otlp", "page_process", "scores", "sdk", "settings", "sources"}
 DOWNWARD["page_process"] = {"sdk", "settings", "telemetry"}  # the child's side is on top of everything
-DOWNWARD["telemetry"] = set(DOWNWARD) - {"rules"}
+DOWNWARD["telemetry"] = set(DOWNWARD) - {"dashboards", "manifests", "rules"}
 DOWNWARD["configure"] = {"sdk", "settings", "telemetry"}
 ON_TOP = {"__init__", "cli", "demo", "doctor", "render", "testing"}
 COSTLY = {"amdsmi", "apscheduler", "fastapi", "numpy", "prometheus_client", "psutil", "pynvml", "starlette"}
