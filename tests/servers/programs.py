@@ -131,6 +131,18 @@ class Prometheus:
         result = self.ask("query", query=query)["result"]
         return [(each["metric"], float(each["value"][1])) for each in result]
 
+    def by_job(self, query: str) -> dict[str, list[float]]:
+        """The values of an instant query by job."""
+        found: dict[str, list[float]] = {}
+        for labels, value in self.series(query):
+            found.setdefault(labels.get("job", ""), []).append(value)
+        return found
+
+    def complaints(self) -> list[str]:
+        """The lines of its log that are no mere information."""
+        words = ("level=warn", "level=error", "scrape failed", "append failed", "duplicate sample", "out of order")
+        return [line for line in self.running.said().splitlines() if any(word in line.lower() for word in words)]
+
     def value(self, query: str) -> float | None:
         """The value of a query that gives one, or None."""
         found = self.series(query)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from threading import Thread
-from typing import Any, NamedTuple
-from urllib.parse import quote
+from typing import NamedTuple
 from urllib.request import Request, urlopen
 
 import pytest
@@ -20,7 +16,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from otel_mlops.metrics import CATALOGUE
-from tests.servers.service import Service, free_port, get, running, status, until
+from tests.servers.programs import Prometheus, program, prometheus, scraping
+from tests.servers.service import Service, get, running, status, until
 
 SERVICE = """
     from fastapi import FastAPI
@@ -100,45 +97,6 @@ SENT = {
 JOBS = ("page", "text", "app")
 """The page's port in OpenMetrics, the same as text, and the application's own /metrics."""
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("prometheus") is None or shutil.which("promtool") is None,
-    reason="needs prometheus and promtool on the PATH: make servers",
-)
-
-
-class Prometheus:
-    """A Prometheus that runs."""
-
-    def __init__(self, port: int, log: Path) -> None:
-        self._url = f"http://127.0.0.1:{port}"
-        self._log = log
-
-    def ask(self, path: str) -> Any:
-        """The data of an API call."""
-        with urlopen(f"{self._url}/api/v1/{path}", timeout=10) as response:
-            return json.load(response)["data"]
-
-    def query(self, query: str) -> dict[str, list[float]]:
-        """The values of an instant query by job."""
-        found: dict[str, list[float]] = {}
-        for each in self.ask(f"query?query={quote(query)}")["result"]:
-            found.setdefault(each["metric"].get("job", ""), []).append(float(each["value"][1]))
-        return found
-
-    def is_ready(self) -> bool:
-        """Whether it answers."""
-        try:
-            with urlopen(f"{self._url}/-/ready", timeout=1) as response:
-                return bool(response.status == 200)
-        except OSError:
-            return False
-
-    def complaints(self) -> list[str]:
-        """The lines of its log that are no mere information."""
-        lines = self._log.read_text().splitlines()
-        words = ("level=warn", "level=error", "Scrape failed", "Append failed", "Duplicate sample", "Out of order")
-        return [line for line in lines if any(word in line for word in words)]
-
 
 class Scraped(NamedTuple):
     """A service that has had its traffic, and the Prometheus that scrapes it."""
@@ -171,49 +129,23 @@ def as_text(page_url: str) -> Iterator[int]:
         serving.join()
 
 
-@contextmanager
-def scraping(folder: Path, ports: dict[str, int]) -> Iterator[Prometheus]:
-    """A Prometheus that scrapes every second."""
-    jobs = [{"job_name": job, "static_configs": [{"targets": [f"127.0.0.1:{port}"]}]} for job, port in ports.items()]
-    config = {"global": {"scrape_interval": "1s", "scrape_timeout": "1s"}, "scrape_configs": jobs}
-    (folder / "prometheus.yaml").write_text(json.dumps(config))
-    port, log = free_port(), folder / "prometheus.log"
-    command = [
-        "prometheus",
-        f"--config.file={folder / 'prometheus.yaml'}",
-        f"--storage.tsdb.path={folder / 'data'}",
-        f"--web.listen-address=127.0.0.1:{port}",
-        "--log.level=debug",
-    ]
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output)
-    try:
-        prometheus = Prometheus(port, log)
-        until(lambda: prometheus.is_ready() or process.poll() is not None)
-        assert process.poll() is None, log.read_text()
-        yield prometheus
-    finally:
-        process.terminate()
-        process.wait(20)
-
-
 def in_every_job(value: float) -> dict[str, list[float]]:
     """The result of a query that finds the same one value in every job."""
     return {job: [value] for job in JOBS}
 
 
-@pytest.fixture(scope="module")
-def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped]:
-    """A service under a Prometheus, after traffic of which half came while it was scraped."""
-    folder = tmp_path_factory.mktemp("prometheus")
+@pytest.fixture(scope="module", params=["prometheus", "prometheus-2"])
+def scraped(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped]:
+    """A service under each Prometheus, after traffic of which half came while it was scraped."""
+    folder = tmp_path_factory.mktemp(request.param)
     with running(SERVICE, folder) as service, as_text(service.page_url) as text_port:
         ports = dict(zip(JOBS, (service.page_port, text_port, service.port), strict=True))
-        with scraping(folder, ports) as prometheus:
+        with prometheus(folder, scraping(ports), name=request.param, arguments=["--log.level=debug"]) as watcher:
             send_traffic(service, TRAFFIC // 2, failures=1, misses=1)
-            until(lambda: all(len(prometheus.query("errors_total").get(job, ())) == 1 for job in JOBS))
+            until(lambda: all(len(watcher.by_job("errors_total").get(job, ())) == 1 for job in JOBS))
             send_traffic(service, TRAFFIC // 2, failures=1, misses=2)
-            until(lambda: prometheus.query("errors_total == 2").keys() == set(JOBS))
-            yield Scraped(service, prometheus)
+            until(lambda: watcher.by_job("errors_total == 2").keys() == set(JOBS))
+            yield Scraped(service, watcher)
 
 
 def send_traffic(service: Service, predictions: int, failures: int, misses: int) -> None:
@@ -230,43 +162,43 @@ def test_every_target_is_up_and_nothing_is_complained_about(scraped):
     """Both formats and the application's own page are scraped without an error or a warning in Prometheus' log."""
     targets = {each["labels"]["job"]: each for each in scraped.prometheus.ask("targets")["activeTargets"]}
     assert {job: each["lastError"] for job, each in targets.items()} == dict.fromkeys(JOBS, "")
-    assert scraped.prometheus.query("up") == in_every_job(1.0)
-    assert scraped.prometheus.query("min_over_time(up[1m])") == in_every_job(1.0)
+    assert scraped.prometheus.by_job("up") == in_every_job(1.0)
+    assert scraped.prometheus.by_job("min_over_time(up[1m])") == in_every_job(1.0)
     assert scraped.prometheus.complaints() == []
 
 
 @pytest.mark.parametrize("query", QUERIES)
 def test_each_query_that_must_return_data_does(scraped, query):
     """The queries of the specification return finite numbers, from every job."""
-    until(lambda: scraped.prometheus.query(query).keys() == set(JOBS))
-    for values in scraped.prometheus.query(query).values():
+    until(lambda: scraped.prometheus.by_job(query).keys() == set(JOBS))
+    for values in scraped.prometheus.by_job(query).values():
         assert all(map(math.isfinite, values))
 
 
 def test_the_rates_and_quantiles_are_those_of_the_traffic(scraped):
     """A rate over the scrapes is above nothing, a share is a share, and a quantile lies among the buckets."""
     for job in JOBS:
-        until(lambda job=job: scraped.prometheus.query(f'sum by (job) (rate(errors_total{{job="{job}"}}[5m])) > 0'))
-    for values in scraped.prometheus.query("system_memory_usage_bytes / system_memory_total_bytes * 100").values():
+        until(lambda job=job: scraped.prometheus.by_job(f'sum by (job) (rate(errors_total{{job="{job}"}}[5m])) > 0'))
+    for values in scraped.prometheus.by_job("system_memory_usage_bytes / system_memory_total_bytes * 100").values():
         assert 0 < values[0] < 100
-    for values in scraped.prometheus.query("histogram_quantile(0.95, prediction_duration_seconds_bucket)").values():
+    for values in scraped.prometheus.by_job("histogram_quantile(0.95, prediction_duration_seconds_bucket)").values():
         assert 0 < values[0] <= 10
 
 
 @pytest.mark.parametrize("selector", SENT)
 def test_the_values_are_what_was_sent(scraped, selector):
     """After the traffic each job has exactly what was sent, in every format alike."""
-    assert scraped.prometheus.query(selector) == in_every_job(SENT[selector])
+    assert scraped.prometheus.by_job(selector) == in_every_job(SENT[selector])
 
 
 def test_an_absent_gpu_is_absent(scraped):
     """Without a GPU its query finds nothing: no series, not 0."""
-    assert scraped.prometheus.query('{__name__=~"gpu_.+"}') == {}
+    assert scraped.prometheus.by_job('{__name__=~"gpu_.+"}') == {}
 
 
 def test_a_signed_histogram_has_its_sum_in_the_text_format_only(scraped):
     """OpenMetrics forbids the sum of negative buckets; who needs it scrapes the text."""
-    assert scraped.prometheus.query("prediction_values_sum") == {"text": [0.0]}
+    assert scraped.prometheus.by_job("prediction_values_sum") == {"text": [0.0]}
 
 
 def test_prometheus_stores_every_sample_of_the_page(scraped):
@@ -276,17 +208,17 @@ def test_prometheus_stores_every_sample_of_the_page(scraped):
     openmetrics, content_type = get(page, Accept="application/openmetrics-text")
     in_openmetrics = sum(len(family.samples) for family in parse_openmetrics(openmetrics))
     assert content_type.startswith("application/openmetrics-text; version=1.0.0")
-    until(lambda: scraped.prometheus.query("scrape_samples_scraped").get("text") == [in_text])
-    until(lambda: scraped.prometheus.query("scrape_samples_scraped").get("page") == [in_openmetrics])
+    until(lambda: scraped.prometheus.by_job("scrape_samples_scraped").get("text") == [in_text])
+    until(lambda: scraped.prometheus.by_job("scrape_samples_scraped").get("page") == [in_openmetrics])
     dropped = "scrape_samples_scraped - scrape_samples_post_metric_relabeling"
-    assert scraped.prometheus.query(dropped) == in_every_job(0.0)
+    assert scraped.prometheus.by_job(dropped) == in_every_job(0.0)
 
 
 @pytest.mark.parametrize("job", JOBS)
 def test_prometheus_knows_what_each_metric_is(scraped, job):
     """Type and help of the metrics on the page reach Prometheus as they stand in the catalogue."""
-    target = quote(f'{{job="{job}"}}')
-    metadata = scraped.prometheus.ask(f"targets/metadata?match_target={target}")
+    target = f'{{job="{job}"}}'
+    metadata = scraped.prometheus.ask("targets/metadata", match_target=target)
     said = {each["metric"]: (each["type"], each["help"]) for each in metadata}
     in_text = job == "text"
     plain = {"updown": "gauge"} | ({"info": "gauge", "stateset": "gauge"} if in_text else {})
@@ -303,7 +235,7 @@ def test_promtool_accepts_the_page(scraped):
     """`promtool check metrics` finds nothing on the page but the `_count` of the one name that is fixed."""
     page = get(scraped.service.page_url, Accept="text/plain")[0]
     done = subprocess.run(
-        ["promtool", "check", "metrics"], input=page, capture_output=True, text=True, timeout=30, check=False
+        [program("promtool"), "check", "metrics"], input=page, capture_output=True, text=True, timeout=30, check=False
     )
     findings = (done.stdout + done.stderr).splitlines()
     assert len(findings) == 1, findings
