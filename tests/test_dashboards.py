@@ -24,10 +24,12 @@ Rule = Callable[[Json], Iterator[str]]
 PANEL_TYPES = {"timeseries", "stat", "bargauge", "table"}
 """Those of Grafana 11 and newer that can be drawn with its UI library, too."""
 UNITS = {
-    "none", "short", "percent", "percentunit", "bytes", "Bps", "s", "dtdurations", "dateTimeFromNow", "hertz",
-    "celsius", "watt", "kwatth", "joule", "cps", "ops", "reqps",
+    "none", "short", "percent", "percentunit", "bytes", "Bps", "s", "dtdurations", "dateTimeFromNow",
+    "celsius", "watt", "kwatth", "joule", "ops", "reqps",
 }  # fmt: skip
 """Those of Grafana's list that are used: https://grafana.com/docs/grafana/latest/panels-visualizations/ has all."""
+OWN_UNIT = re.compile(r"suffix:[a-z]*/s")
+"""Grafana's way of saying what is counted in a second."""
 COLUMNS = 24
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 CHOSEN = {
@@ -173,7 +175,8 @@ def panel_units_rule(dashboard: Json) -> Iterator[str]:
     for panel in grafana.panels(dashboard):
         config = panel["fieldConfig"]
         own = [each["value"] for of in config["overrides"] for each in of["properties"] if each["id"] == "unit"]
-        if unknown := {config["defaults"].get("unit"), *own} - UNITS:
+        found = {config["defaults"].get("unit"), *own}
+        if unknown := {unit for unit in found - UNITS if not OWN_UNIT.fullmatch(unit or "")}:
             yield f"{panel['title']}: {unknown}"
 
 
@@ -376,9 +379,53 @@ def test_panels_are_of_current_kinds_and_say_why_they_are_empty(dashboard: Json)
         assert defaults["noValue"]
         words = [each["options"].get("match") for each in defaults["mappings"] if each["type"] == "special"]
         assert words == (["nan", "null"] if panel["type"] in ("stat", "bargauge") else ["nan"])
+        special = [each["options"]["result"] for each in defaults["mappings"] if each["type"] == "special"]
+        assert {each["color"] for each in special} <= {"text", "transparent"}  # what is absent is neither good nor bad
         steps = [step["value"] for step in defaults["thresholds"]["steps"]]
         assert steps[0] is None
         assert steps[1:] == sorted(steps[1:])
+
+
+def test_bars_begin_at_zero_and_say_their_value_by_their_length(dashboard: Json) -> None:
+    """The smallest bar, or a single one, is not empty, and a whole one is not painted with the colours below it."""
+    for panel in grafana.panels(dashboard):
+        if panel["type"] == "bargauge":
+            assert panel["fieldConfig"]["defaults"]["min"] == 0, panel["title"]
+            assert panel["options"]["displayMode"] == "basic"
+
+
+def test_only_parts_of_a_whole_are_areas(dashboard: Json) -> None:
+    """Lines that cross have no area below them; limits and bounds are dashed where a panel has them with a value."""
+    for panel in grafana.panels(dashboard):
+        if panel["type"] == "timeseries":
+            drawing = panel["fieldConfig"]["defaults"]["custom"]
+            is_whole = drawing["stacking"]["mode"] == "normal" or drawing["drawStyle"] == "bars"
+            assert bool(drawing["fillOpacity"]) == is_whole, panel["title"]
+            dashed = {each["matcher"]["options"] for each in panel["fieldConfig"]["overrides"]}
+            limits = {
+                target["refId"]
+                for target in panel["targets"]
+                if re.search(r"limit$|total$|{{bound}}$", target["legendFormat"])
+            }
+            assert limits == set() or limits <= dashed or len(limits) == len(panel["targets"]), panel["title"]
+
+
+def test_whole_numbers_are_drawn_as_such(dashboard: Json) -> None:
+    """Where the values have no fractions the axis has none, and a line at 0 is not drawn from 0 to 100."""
+    for panel in grafana.panels(dashboard):
+        defaults = panel["fieldConfig"]["defaults"]
+        if panel["type"] == "timeseries" and defaults["mappings"][1:]:
+            assert defaults["decimals"] == 0, panel["title"]
+        if panel["type"] == "timeseries" and defaults.get("decimals") == 0 and "max" not in defaults:
+            assert defaults["custom"]["axisSoftMax"] == 1, panel["title"]
+
+
+def test_what_is_read_each_minute_is_not_drawn_between_two_readings(dashboard: Json) -> None:
+    """A rate of a counter that the driver is asked for each 60 s has steps of two minutes or more."""
+    slow = re.compile(r"(?:rate|increase)\((?:gpu_throttle|gpu_nvlink_io|gpu_ecc_errors|gpu_pcie_replays)\w*{")
+    for panel, target in targets(dashboard):
+        if slow.search(target["expr"]):
+            assert panel["interval"] == "2m", panel["title"]
 
 
 def test_what_was_called_in_the_night_looks_at_is_at_the_top(dashboard: Json) -> None:

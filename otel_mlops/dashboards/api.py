@@ -101,15 +101,12 @@ _TRAFFIC = Row(title="Traffic and errors", panels=(
     Panel(
         title="Share of requests that fail", unit="percentunit", width=12, minimum=0, thresholds=RISING_SHARE,
         no_value=NO_TRAFFIC,
-        description="Shares of the requests answered with 4xx and with 5xx. Compare the moment of a rise with the "
-        "marks of started workers: a deployment shows there.",
-        queries=(
-            Query(expression=share(_requests(SERVER_ERROR), _requests()), legend="server errors (5xx)"),
-            Query(expression=share(_requests(CLIENT_ERROR), _requests()), legend="client errors (4xx)"),
-        ),
+        description="Share of the requests answered with 5xx. Compare the moment of a rise with the marks of started "
+        "workers: a deployment shows there. Those with 4xx are in the details.",
+        queries=(Query(expression=share(_requests(SERVER_ERROR), _requests()), legend="server errors (5xx)"),),
     ),
     Panel(
-        title="Errors by exception", unit="cps", width=12, stacked=True, minimum=0, no_value="No errors",
+        title="Errors by exception", unit="suffix:/s", width=12, stacked=True, minimum=0, no_value="No errors",
         description="Errors in a second, by the exception's class and the endpoint. Look for the class in the "
         "service's log. The very first error of a kind shows with the second: a counter is born with it.",
         queries=(Query(
@@ -146,7 +143,7 @@ _LATENCY = Row(title="Response time", panels=(
         ),
     ),
     Panel(
-        title="In progress", unit="none", width=12, minimum=0,
+        title="In progress", unit="none", width=12, minimum=0, decimals=0,
         description="Requests, connections and model calls that are under way. What rises while the traffic does not "
         "is a queue: the service takes in more than it can answer.",
         queries=(
@@ -174,7 +171,7 @@ _LATENCY = Row(title="Response time", panels=(
 
 _DETAILS = Row(title="Components, methods and instances", collapsed=True, panels=(
     Panel(
-        title="Health of components", unit="none", width=12, minimum=0, maximum=1,
+        title="Health of components", unit="none", width=12, minimum=0, maximum=1, decimals=0,
         mapping={1: ("Healthy", "green"), 0: ("Unhealthy", "red")}, no_value="None is told",
         description="1 healthy, 0 not: the least over the workers, as one worker without its database is a fault. "
         "`/health` tells the same.",
@@ -202,19 +199,25 @@ _DETAILS = Row(title="Components, methods and instances", collapsed=True, panels
         ),),
     ),
     Panel(
-        title="In progress by method", unit="none", width=12, stacked=True, minimum=0,
+        title="In progress by method", unit="none", width=8, stacked=True, minimum=0, decimals=0,
         description="Requests being answered, by method. The route is not known yet when a request arrives.",
         queries=(Query(expression=total(series(API_REQUESTS_IN_PROGRESS), "method"), legend="{{method}}"),),
     ),
     Panel(
-        title="Model calls that raised", unit="cps", width=12, minimum=0, no_value="No errors",
+        title="Client errors", unit="percentunit", width=8, minimum=0, no_value=NO_TRAFFIC,
+        description="Share of the requests answered with 4xx, mostly the clients' doing. A jump after a deployment may "
+        "be a changed interface; 401 and 403 somebody's old key.",
+        queries=(Query(expression=share(_requests(CLIENT_ERROR), _requests()), legend="client errors (4xx)"),),
+    ),
+    Panel(
+        title="Model calls that raised", unit="suffix:/s", width=8, minimum=0, no_value="No errors",
         description="Prediction calls in a second that ended with an exception, by its class. They explain errors of "
         "the API: the dashboard of the models says whose they are.",
         queries=(Query(expression=total(rate(PREDICTION_ERRORS), "error_type"), legend="{{error_type}}"),),
     ),
     Panel(
         title="Errors in the time shown", kind="bargauge", unit="none", width=24, height=7, no_value="No errors",
-        decimals=0,
+        decimals=0, minimum=0,
         description="Errors by class and endpoint over the chosen time, the most frequent to be looked at first.",
         queries=(Query(
             expression=total(increase(ERRORS, window="$__range"), "error_type", "endpoint"),
@@ -234,12 +237,14 @@ _SIZES = Row(title="Sizes", collapsed=True, panels=(
     ),
     Panel(
         title="Size of requests, p95", unit="bytes", width=8, minimum=0, no_value=NO_TRAFFIC,
-        description="One request in twenty is larger, by route. Far more than its clients send by habit: set a limit.",
+        description="One request in twenty is larger, by route, as near as the buckets tell. Far more than its clients "
+        "send by habit: set a limit.",
         queries=(Query(expression=quantile(0.95, API_REQUEST_SIZE, *_ROUTE), legend="{{method}} {{endpoint}}"),),
     ),
     Panel(
         title="Size of responses, p95", unit="bytes", width=8, minimum=0, no_value=NO_TRAFFIC,
-        description="One response in twenty is larger, by route. Large and slow: send pages, or compress.",
+        description="One response in twenty is larger, by route, as near as the buckets tell. Large and slow: send "
+        "pages, or compress.",
         queries=(Query(expression=quantile(0.95, API_RESPONSE_SIZE, *_ROUTE), legend="{{method}} {{endpoint}}"),),
     ),
 ))

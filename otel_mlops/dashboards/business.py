@@ -34,7 +34,7 @@ from otel_mlops.metrics import (
 _AVAILABLE: Steps = ((None, "red"), (0.99, "yellow"), (0.999, "green"))
 _RANGE = "$__range"
 _JOULES_A_KWH = "3.6e6"
-_NO_GPU = "No GPU"
+_NO_GPU, _NOT_TOLD = "No GPU", "No GPU, or not shared out"
 
 
 def _in_day(metric: Metric, *matchers: str) -> str:
@@ -86,8 +86,8 @@ _AT_A_GLANCE = Row(title="", panels=(
     ),
     Panel(
         title="Models in use", kind="stat", width=4, height=4, unit="none", no_value="None",
-        description="Versions that predicted something in the chosen time. More than are meant to: an old one is still "
-        "asked, and costs its memory.",
+        description="Versions that predicted something in the chosen time; those that only generate are in the table "
+        "alone. More than are meant to: an old one is still asked, and costs its memory.",
         queries=(Query(expression=f"count({total(_shown(PREDICTIONS), *MODEL)} > 0)"),),
     ),
     Panel(
@@ -112,8 +112,8 @@ _VOLUME = Row(title="Daily volumes", panels=(
         "both, ask why before the day is over.",
         queries=(
             Query(expression=total(series(DAILY_PREDICTIONS)), legend="this day"),
-            Query(expression=total(f"{series(DAILY_PREDICTIONS)} offset 1d"), legend="the day before"),
-            Query(expression=total(f"{series(DAILY_PREDICTIONS)} offset 1w"), legend="a week before"),
+            Query(expression=total(f"{series(DAILY_PREDICTIONS)} offset 1d"), legend="the day before", dashed=True),
+            Query(expression=total(f"{series(DAILY_PREDICTIONS)} offset 1w"), legend="a week before", dashed=True),
         ),
     ),
     Panel(
@@ -124,7 +124,7 @@ _VOLUME = Row(title="Daily volumes", panels=(
         queries=(Query(expression=total(_in_day(API_REQUESTS), "job"), legend="{{job}}"),),
     ),
     Panel(
-        title="Predictions a second", unit="cps", width=12, minimum=0, no_value=NO_TRAFFIC,
+        title="Predictions a second", unit="suffix:rows/s", width=12, minimum=0, no_value=NO_TRAFFIC,
         description="When in the day the load comes: plan capacity by the peak, and jobs and releases for the valley.",
         queries=(Query(expression=total(rate(PREDICTIONS), "job"), legend="{{job}}"),),
     ),
@@ -157,7 +157,7 @@ _USAGE = Row(title="Use of the models", panels=(
         "share that moves moves the work of whoever handles them.",
         queries=(Query(
             expression=by_model(total(_shown(PREDICTION_CLASS), *MODEL, "predicted_class")),
-            legend="{{model}} {{predicted_class}}",
+            legend="{{model}} class {{predicted_class}}",
         ),),
     ),
     Panel(
@@ -206,13 +206,13 @@ _AVAILABILITY = Row(title="Availability", panels=(
 
 _COST = Row(title="What it costs", collapsed=True, panels=(
     Panel(
-        title="Energy of a thousand predictions", kind="bargauge", unit="joule", width=8, minimum=0, no_value=_NO_GPU,
+        title="Energy of a thousand predictions", kind="bargauge", unit="joule", width=8, minimum=0, no_value=_NOT_TOLD,
         description="Joules that the GPUs used for a thousand rows of each version in the chosen time. Larger batches "
         "lower it.",
         queries=(Query(expression=by_model(_per_thousand(*MODEL)), legend="{{model}}"),),
     ),
     Panel(
-        title="Power by model, and idle", unit="watt", width=8, stacked=True, minimum=0, no_value=_NO_GPU,
+        title="Power by model, and idle", unit="watt", width=8, stacked=True, minimum=0, step="30s", no_value=_NOT_TOLD,
         description="Watts that predictions of each version take, and those of GPUs that wait. Much idle: share the "
         "GPUs, or switch some off.",
         queries=(

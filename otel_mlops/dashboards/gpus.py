@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from otel_mlops.dashboards.panels import NONE, YES, Colour, Panel, Query, Row
-from otel_mlops.dashboards.promql import GPU, increase, largest, rate, series, total
+from otel_mlops.dashboards.promql import GPU, filled, increase, largest, rate, series, total
 from otel_mlops.metrics import (
     GPU_BUSY,
     GPU_CLOCK_EVENT,
@@ -58,23 +58,29 @@ from otel_mlops.metrics import (
 _NO_GPU = "No GPU"
 _NOT_COUNTED = "Not counted by this GPU"
 _OF_GPU = "{{instance}} GPU {{gpu_id}}"
+_NUMBERED = ("fan", "worker")
 _MIG = (*GPU, "profile", "mig_uuid")
+_SLOW_STEP, _ENERGY_STEP = "2m", "10s"
+"""Some readings: the driver is asked each 60 s for what costs much, and each 5 s for the energy."""
 _ACTIONS: dict[float, tuple[str, Colour]] = {
     0: ("none", "green"), 1: ("reset", "red"), 2: ("reboot", "red"), 3: ("drain peers", "orange"),
     4: ("drain and reset", "red"), 5: ("recover IMEX", "orange"), 6: ("reset bus", "red"), 7: ("reboot all", "red"),
 }
 
 
-def _each(row: Metric, name: str = "", *by: str) -> Query:
+def _each(row: Metric, name: str = "", *by: str, dashed: bool = False) -> Query:
     """A gauge of each GPU."""
-    labels = "".join(f" {{{{{label}}}}}" for label in by)
-    return Query(expression=largest(series(row), *GPU, *by), legend=f"{_OF_GPU}{labels} {name}".strip())
+    return Query(expression=largest(series(row), *GPU, *by), legend=_legend(name, *by), dashed=dashed)
 
 
 def _flow(row: Metric, name: str = "", *by: str) -> Query:
     """What a counter of each GPU grows by in a second."""
-    labels = "".join(f" {{{{{label}}}}}" for label in by)
-    return Query(expression=total(rate(row), *GPU, *by), legend=f"{_OF_GPU}{labels} {name}".strip())
+    return Query(expression=total(rate(row), *GPU, *by), legend=_legend(name, *by))
+
+
+def _legend(name: str, *by: str) -> str:
+    labels = (f"{label} {{{{{label}}}}}" if label in _NUMBERED else f"{{{{{label}}}}}" for label in by)
+    return " ".join(filter(None, (_OF_GPU, *labels, name)))
 
 
 GPUS = Row(title="GPUs", panels=(
@@ -91,25 +97,26 @@ GPUS = Row(title="GPUs", panels=(
         title="GPU temperature", unit="celsius", no_value=_NO_GPU,
         description="At its limit a GPU slows itself down. One hotter than its neighbours: its place in the rack, its "
         "fan, dust.",
-        queries=(_each(GPU_TEMPERATURE), _each(GPU_TEMPERATURE_LIMIT, "limit", "limit")),
+        queries=(_each(GPU_TEMPERATURE), _each(GPU_TEMPERATURE_LIMIT, "limit", "limit", dashed=True)),
     ),
     Panel(
         title="GPU memory", unit="bytes", minimum=0, no_value=_NO_GPU,
         description="Memory in use and in all. Near the total: the next large batch may fail; what a worker holds is "
         "shown in the details.",
-        queries=(_each(GPU_MEMORY_USED, "used"), _each(GPU_MEMORY_TOTAL, "total")),
+        queries=(_each(GPU_MEMORY_USED, "used"), _each(GPU_MEMORY_TOTAL, "total", dashed=True)),
     ),
     Panel(
-        title="GPU power", unit="watt", width=12, minimum=0, no_value=_NO_GPU,
+        title="GPU power", unit="watt", width=12, minimum=0, step=_ENERGY_STEP, no_value=_NO_GPU,
         description="The exact mean from the energy counter, the highest of the driver's own samples, and the limit. "
         "At the limit the GPU runs slower: see the throttled time.",
         queries=(
             _flow(GPU_ENERGY, "mean"), _each(GPU_POWER_USAGE, "now"), _each(GPU_POWER_PEAK, "peak"),
-            _each(GPU_POWER_LIMIT, "limit"),
+            _each(GPU_POWER_LIMIT, "limit", dashed=True),
         ),
     ),
     Panel(
-        title="Throttled time", unit="percentunit", width=12, minimum=0, no_value="No GPU, or not told",
+        title="Throttled time", unit="percentunit", width=12, minimum=0, step=_SLOW_STEP,
+        no_value="No GPU, or not told",
         description="Share of the time in which the GPU ran slower than it could, by the reason. Thermal: cool it. "
         "Power cap: that is its limit, and no fault. Power brake: the supply.",
         queries=(_flow(GPU_THROTTLE, "", "reason"),),
@@ -122,6 +129,7 @@ _INVENTORY = Row(title="GPU: which, and what each needs", collapsed=True, panels
         description="Each GPU: whether it answers, what it needs, and its link. `drain` and `reset` are for whoever "
         "runs the machine; a link narrower than it could be, under load, is a bad slot.",
         columns=(("gpu_name", "GPU"), ("gpu_id", "Id"), ("instance", "Instance"), ("job", "Job")),
+        widths={"GPU": 260, "PCIe generation": 160},
         queries=(
             Query(
                 expression=largest(series(GPU_UP), *GPU, "gpu_name"), legend="Answers", thresholds=YES,
@@ -149,6 +157,7 @@ _INVENTORY = Row(title="GPU: which, and what each needs", collapsed=True, panels
             ("gpu_name", "GPU"), ("gpu_id", "Id"), ("gpu_uuid", "UUID"), ("pci_bus_id", "PCI bus"),
             ("driver_version", "Driver"), ("cuda_version", "CUDA"), ("mig_mode", "MIG"), ("instance", "Instance"),
         ),
+        widths={"GPU": 260, "UUID": 380},
         queries=(Query(
             expression=largest(
                 series(GPU_INFO), "instance", "gpu_id", "gpu_name", "gpu_uuid", "pci_bus_id", "driver_version",
@@ -160,15 +169,15 @@ _INVENTORY = Row(title="GPU: which, and what each needs", collapsed=True, panels
 
 _FAULTS = Row(title="GPU: faults", collapsed=True, panels=(
     Panel(
-        title="Faults by XID", unit="none", minimum=0, decimals=0, no_value=_NO_GPU,
+        title="Faults by XID", unit="none", minimum=0, decimals=0, sparse=True, no_value="No fault",
         description="Faults that the driver reported in a step of the graph. 79 is a GPU that fell off the bus; 48, "
         "63, 64, 94 and 95 are about memory; 13, 31 and 43 are the application's.",
         queries=(Query(
-            expression=total(increase(GPU_XID_ERRORS), *GPU, "xid"), legend=f"{_OF_GPU} XID {{{{xid}}}}",
+            expression=f"{total(increase(GPU_XID_ERRORS), *GPU, 'xid')} > 0", legend=f"{_OF_GPU} XID {{{{xid}}}}",
         ),),
     ),
     Panel(
-        title="Memory errors", unit="none", minimum=0, decimals=0, no_value=_NOT_COUNTED,
+        title="Memory errors", unit="none", minimum=0, decimals=0, step=_SLOW_STEP, no_value=_NOT_COUNTED,
         description="Errors that ECC found since the driver was loaded, in a step of the graph. Corrected ones are "
         "harmless while few; after an uncorrected one the GPU needs a reset.",
         queries=(Query(
@@ -190,7 +199,8 @@ _FAULTS = Row(title="GPU: faults", collapsed=True, panels=(
         ),),
     ),
     Panel(
-        title="Readings that fail, packets sent again", unit="cps", width=12, height=7, minimum=0, no_value="None",
+        title="Readings that fail, packets sent again", unit="ops", width=12, height=7, minimum=0, step=_SLOW_STEP,
+        no_value="None",
         description="Calls of the driver that failed, by the error, and PCIe packets that had to be sent again. Steady "
         "replays are a bad slot or riser.",
         queries=(_flow(GPU_READ_ERRORS, "", "error"), _flow(GPU_PCIE_REPLAYS, "PCIe replays")),
@@ -214,21 +224,25 @@ _WORK = Row(title="GPU: how it works", collapsed=True, panels=(
         queries=(_flow(GPU_SM_ACTIVE, "multiprocessors"), _flow(GPU_MEMORY_BUSY, "memory")),
     ),
     Panel(
-        title="Clocks", unit="hertz", minimum=0, no_value=_NO_GPU,
-        description="Clocks now and at most. An idle GPU lowers them; under load a low one is throttled.",
-        queries=(_each(GPU_CLOCK_FREQUENCY, "", "clock"), _each(GPU_CLOCK_MAX_FREQUENCY, "at most", "clock")),
+        title="Clocks, of the highest", unit="percentunit", minimum=0, no_value=_NO_GPU,
+        description="Each clock as a share of the highest that it can have. An idle GPU lowers them; under load a low "
+        "one is throttled.",
+        queries=(Query(
+            expression=filled(GPU_CLOCK_FREQUENCY, GPU_CLOCK_MAX_FREQUENCY, *GPU, "clock"),
+            legend=_legend("", "clock"),
+        ),),
     ),
     Panel(
-        title="Slowed down now", unit="none", minimum=0, maximum=1, no_value=_NO_GPU,
-        mapping={0: ("no", "green"), 1: ("yes", "red")},
-        description="1 where a reason slows the GPU down at that moment. The throttled time above counts it; older "
-        "drivers have this only.",
-        queries=(_each(GPU_CLOCK_EVENT, "", "reason"),),
+        title="Slowed down now", kind="table", unit="none", no_value="No GPU is slowed down",
+        description="What slows a GPU down at this moment. The throttled time above counts it; older drivers have this "
+        "only.",
+        columns=(("gpu_id", "GPU"), ("reason", "Reason"), ("instance", "Instance"), ("job", "Job")),
+        queries=(Query(expression=f"{largest(series(GPU_CLOCK_EVENT), *GPU, 'reason')} > 0"),),
     ),
     Panel(
-        title="PCIe and NVLink", unit="Bps", minimum=0, no_value=_NOT_COUNTED,
-        description="Bytes to and from the GPU in a second. PCIe at its limit: keep data on the GPU, or send less.",
-        queries=(_flow(GPU_PCIE_IO, "PCIe", "direction"), _flow(GPU_NVLINK_IO, "NVLink", "direction")),
+        title="PCIe", unit="Bps", minimum=0, no_value=_NOT_COUNTED,
+        description="Bytes to and from the GPU in a second. At the link's limit: keep data on the GPU, or send less.",
+        queries=(_flow(GPU_PCIE_IO, "", "direction"),),
     ),
     Panel(
         title="Memory by worker, and the driver's", unit="bytes", minimum=0, no_value=_NO_GPU,
@@ -237,14 +251,20 @@ _WORK = Row(title="GPU: how it works", collapsed=True, panels=(
         queries=(_each(GPU_PROCESS_MEMORY, "", "worker"), _each(GPU_MEMORY_RESERVED, "reserved")),
     ),
     Panel(
-        title="Video engines", unit="percent", width=12, minimum=0, no_value=_NO_GPU,
+        title="NVLink", unit="Bps", minimum=0, step=_SLOW_STEP, no_value=_NOT_COUNTED,
+        description="Bytes between the GPUs in a second, counted each minute. Of one GPU far less than of the others: "
+        "its work is not shared as it was meant to be.",
+        queries=(_flow(GPU_NVLINK_IO, "", "direction"),),
+    ),
+    Panel(
+        title="Video engines", unit="percent", minimum=0, no_value=_NO_GPU,
         description="Share of the time in which the encoder and the decoder ran: of services that read or write video.",
         queries=(_each(GPU_ENCODER_UTILIZATION, "encoder"), _each(GPU_DECODER_UTILIZATION, "decoder")),
     ),
     Panel(
-        title="Fans", unit="percentunit", width=12, minimum=0, no_value="No fan: servers have none",
+        title="Fans", unit="percentunit", minimum=0, no_value="No fan: servers have none",
         description="Speed that each fan is told to have. At its highest while the GPU gets hotter: clean it.",
-        queries=(_each(GPU_FAN_SPEED, "fan", "fan"),),
+        queries=(_each(GPU_FAN_SPEED, "", "fan"),),
     ),
 ))
 

@@ -171,7 +171,7 @@ def _panel(panel: Panel) -> dict[str, Any]:
         "description": panel.description,
         "datasource": SOURCE,
         "targets": [_target(panel, query, number) for number, query in enumerate(panel.queries)],
-        "fieldConfig": {"defaults": _defaults(panel), "overrides": list(_columns(panel)) if is_table else []},
+        "fieldConfig": {"defaults": _defaults(panel), "overrides": list(_overrides(panel))},
         "options": _options(panel),
     }
     if panel.step:
@@ -215,7 +215,8 @@ def _defaults(panel: Panel) -> dict[str, Any]:
     if over_time:
         made["custom"] = _drawing(panel)
     elif panel.kind == "table":
-        made["custom"] = {"align": "auto", "cellOptions": {"type": "auto"}, "filterable": True, "inspect": False}
+        cells = {"align": "auto", "cellOptions": {"type": "auto"}, "filterable": True, "inspect": False}
+        made["custom"] = cells | {"minWidth": 80}
     return made
 
 
@@ -230,27 +231,30 @@ def _drawing(panel: Panel) -> dict[str, Any]:
     drawing: dict[str, Any] = {
         "drawStyle": "bars" if panel.bars else "line",
         "lineWidth": 1,
-        "fillOpacity": 80 if panel.bars else 25 if panel.stacked else 8,
-        "showPoints": "never",
+        "lineStyle": {"fill": "solid"},
+        # An area is a part of a whole: lines that cross would only make mud of it.
+        "fillOpacity": 80 if panel.bars else 25 if panel.stacked else 0,
+        "showPoints": "auto" if panel.sparse else "never",
         "spanNulls": False,
         "barAlignment": 1 if panel.bars else 0,
         "stacking": {"mode": "normal" if panel.stacked else "none", "group": "A"},
         "thresholdsStyle": {"mode": "dashed" if len(panel.thresholds) > 1 else "off"},
     }
-    if panel.unit == "percentunit" and panel.minimum == 0 and panel.maximum is None:
-        drawing["axisSoftMax"] = 0.1  # a line at 0 is drawn from 0 to 10 %, not to 10,000
+    if panel.minimum == 0 and panel.maximum is None and (most := _soft_maximum(panel)):
+        drawing["axisSoftMax"] = most  # a line at 0 is not drawn from 0 to 100
     return drawing
+
+
+def _soft_maximum(panel: Panel) -> float | None:
+    if panel.unit == "none":
+        return 1 if panel.decimals == 0 else None
+    return 0.1 if panel.unit.startswith("suffix:") else {"percentunit": 0.1, "percent": 10, "ops": 0.1}.get(panel.unit)
 
 
 def _options(panel: Panel) -> dict[str, Any]:
     if panel.kind == "timeseries":
         return {
-            "legend": {
-                "displayMode": "table" if panel.width > 8 else "list",
-                "placement": "bottom",
-                "showLegend": True,
-                "calcs": ["mean", "max", "lastNotNull"] if panel.width > 8 else [],
-            },
+            "legend": _legend(panel),
             "tooltip": {"mode": "multi", "sort": "desc", "hideZeros": False},
         }
     if panel.kind == "stat":
@@ -267,20 +271,41 @@ def _options(panel: Panel) -> dict[str, Any]:
         }
     if panel.kind == "bargauge":
         return {
-            "displayMode": "gradient",
+            "displayMode": "basic",
             "legend": {"calcs": [], "displayMode": "list", "placement": "bottom", "showLegend": False},
-            "maxVizHeight": 300,
+            "maxVizHeight": 40,
             "minVizHeight": 16,
             "minVizWidth": 8,
             "namePlacement": "auto",
             "orientation": "horizontal",
             "reduceOptions": _REDUCE,
             "showUnfilled": True,
-            "sizing": "auto",
+            "sizing": "manual",
             "valueMode": "color",
         }
     sort = [{"displayName": panel.sort, "desc": True}] if panel.sort else []
     return {"cellHeight": "sm", "frameIndex": 0, "showHeader": True, "sortBy": sort}
+
+
+def _legend(panel: Panel) -> dict[str, Any]:
+    """A table beside a wide graph, where more lines have room than below; a line of names where they are few."""
+    may_be_many = any("{{" in query.legend.replace("{{job}}", "") for query in panel.queries)
+    if panel.width > 8 and may_be_many:
+        calculated = ["max", "lastNotNull"]
+        return {"calcs": calculated, "displayMode": "table", "placement": "right", "showLegend": True, "width": 310}
+    return {"calcs": [], "displayMode": "list", "placement": "bottom", "showLegend": True}
+
+
+def _overrides(panel: Panel) -> Iterator[dict[str, Any]]:
+    """What looks otherwise than the rest of its panel."""
+    if panel.kind == "table":
+        yield from _columns(panel)
+    for title, width in panel.widths.items():
+        yield {"matcher": {"id": "byName", "options": title}, "properties": [{"id": "custom.width", "value": width}]}
+    for number, query in enumerate(panel.queries):
+        if query.dashed:
+            properties = [{"id": "custom.lineStyle", "value": {"fill": "dash", "dash": [6, 6]}}]
+            yield {"matcher": {"id": "byFrameRefID", "options": _ref(number)}, "properties": properties}
 
 
 # --- Tables ---------------------------------------------------------------------------------------------------

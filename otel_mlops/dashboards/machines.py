@@ -44,12 +44,12 @@ from otel_mlops.metrics import (
 
 _TARGET = "{{job}} {{instance}}"
 _WORKER = (*WHERE, "worker")
-_OF_WORKER = "{{instance}} {{worker}}"
+_OF_WORKER = "{{instance}} worker {{worker}}"
 
 
-def _of_target(row: Metric, name: str = "") -> Query:
+def _of_target(row: Metric, name: str = "", *, dashed: bool = False) -> Query:
     """A gauge of each machine or container."""
-    return Query(expression=largest(series(row), *WHERE), legend=f"{_TARGET} {name}".strip())
+    return Query(expression=largest(series(row), *WHERE), legend=f"{_TARGET} {name}".strip(), dashed=dashed)
 
 
 MACHINE = Row(title="CPU and memory", panels=(
@@ -88,7 +88,7 @@ _MORE = Row(title="Machine: load, swap, disks, network, temperatures", collapsed
     Panel(
         title="Swap", unit="bytes", minimum=0,
         description="Swap in use and in all. Use that grows is memory that is missing: answers become slow by orders.",
-        queries=(_of_target(SYSTEM_SWAP_USAGE, "used"), _of_target(SYSTEM_SWAP_TOTAL, "total")),
+        queries=(_of_target(SYSTEM_SWAP_USAGE, "used"), _of_target(SYSTEM_SWAP_TOTAL, "total", dashed=True)),
     ),
     Panel(
         title="Disk space", unit="percentunit", minimum=0, maximum=1, thresholds=FULLNESS,
@@ -134,7 +134,7 @@ _CONTAINERS = Row(title="Containers", collapsed=True, panels=(
         "CPU looks idle.",
         queries=(
             Query(expression=total(rate(CONTAINER_CPU_USAGE), *WHERE), legend=f"{_TARGET} used"),
-            _of_target(CONTAINER_CPU_LIMIT, "limit"),
+            _of_target(CONTAINER_CPU_LIMIT, "limit", dashed=True),
             Query(expression=total(rate(CONTAINER_CPU_THROTTLED), *WHERE), legend=f"{_TARGET} throttled"),
         ),
     ),
@@ -150,7 +150,7 @@ _CONTAINERS = Row(title="Containers", collapsed=True, panels=(
         "want of memory.",
         queries=(
             _of_target(CONTAINER_MEMORY_WORKING_SET, "working set"), _of_target(CONTAINER_MEMORY_USAGE, "with cache"),
-            _of_target(CONTAINER_MEMORY_LIMIT, "limit"),
+            _of_target(CONTAINER_MEMORY_LIMIT, "limit", dashed=True),
         ),
     ),
     Panel(
@@ -195,12 +195,12 @@ _WORKERS = Row(title="Worker processes", collapsed=True, panels=(
         queries=(Query(expression=total(rate(PYTHON_GC_PAUSE, part="_sum"), *_WORKER), legend=_OF_WORKER),),
     ),
     Panel(
-        title="Threads", unit="none", minimum=0,
+        title="Threads", unit="none", minimum=0, decimals=0,
         description="Threads of each worker. A steady climb: something starts them and never ends them.",
         queries=(Query(expression=largest(series(PROCESS_THREADS), *_WORKER), legend=_OF_WORKER),),
     ),
     Panel(
-        title="Up for", kind="bargauge", unit="dtdurations", width=24, height=6,
+        title="Up for", kind="bargauge", unit="dtdurations", width=24, height=6, minimum=0,
         description="Time since each worker started. One that is much younger than the others was ended and started "
         "again: see the log of that time.",
         queries=(Query(

@@ -88,7 +88,7 @@ _AT_A_GLANCE = Row(title="", panels=(
         queries=(Query(expression=_state()),),
     ),
     Panel(
-        title="Predictions", kind="stat", width=4, height=4, unit="cps", no_value=NO_TRAFFIC,
+        title="Predictions", kind="stat", width=4, height=4, unit="suffix:rows/s", no_value=NO_TRAFFIC,
         description="Rows predicted in a second: a batch of 32 is 32. None while the API is asked: the calls fail, "
         "or do not go through the model.",
         queries=(Query(expression=total(rate(PREDICTIONS))),),
@@ -134,7 +134,7 @@ _AT_A_GLANCE = Row(title="", panels=(
 
 _LATENCY = Row(title="Predictions and latency", panels=(
     Panel(
-        title="Predictions by model", unit="cps", width=12, stacked=True, minimum=0, no_value=NO_TRAFFIC,
+        title="Predictions by model", unit="suffix:rows/s", width=12, stacked=True, minimum=0, no_value=NO_TRAFFIC,
         description="Rows predicted in a second by each version. While a version is replaced the two must add up to "
         "what one did.",
         queries=(Query(expression=by_model(total(rate(PREDICTIONS), *MODEL)), legend="{{model}}"),),
@@ -154,7 +154,6 @@ _LATENCY = Row(title="Predictions and latency", panels=(
             Query(expression=by_model(largest(series(row), *WHERE, *MODEL)), legend=f"{{{{model}}}} {name}")
             for row, name in (
                 (PREDICTION_LATENCY_P50, "p50"), (PREDICTION_LATENCY_P95, "p95"), (PREDICTION_LATENCY_P99, "p99"),
-                (PREDICTION_LATENCY_P999, "p99.9"),
             )
         ),
     ),
@@ -185,13 +184,13 @@ _CALLS = Row(title="Inside a call: phases, batches, cache, errors", collapsed=Tr
         ),),
     ),
     Panel(
-        title="Rows in a batch", unit="none", minimum=0, no_value="No batch",
+        title="Rows in a batch", unit="none", minimum=0, decimals=0, no_value="No batch",
         description="Median and p95 of the rows in one call. Small batches on a GPU waste it; large ones let others "
         "wait.",
         queries=quantiles(PREDICTION_BATCH_SIZE, 0.5, 0.95),
     ),
     Panel(
-        title="Calls in progress", unit="none", minimum=0,
+        title="Calls in progress", unit="none", minimum=0, decimals=0,
         description="Calls that run now. More than there are workers or threads: the model is the queue.",
         queries=(Query(
             expression=by_model(total(series(PREDICTIONS_IN_PROGRESS), *MODEL)), legend="{{model}}",
@@ -207,7 +206,7 @@ _CALLS = Row(title="Inside a call: phases, batches, cache, errors", collapsed=Tr
         ),),
     ),
     Panel(
-        title="Calls that raised, by exception", unit="cps", minimum=0, stacked=True, no_value="No errors",
+        title="Calls that raised, by exception", unit="suffix:/s", minimum=0, stacked=True, no_value="No errors",
         description="Failed calls in a second by the exception's class. Look for it in the log; ValueError is mostly "
         "an input that the model cannot take.",
         queries=(Query(
@@ -216,7 +215,16 @@ _CALLS = Row(title="Inside a call: phases, batches, cache, errors", collapsed=Tr
         ),),
     ),
     Panel(
-        title="Calls in the latency window", unit="none", width=12, minimum=0, no_value=NO_TRAFFIC,
+        title="Latency p99.9 of the last 5 minutes", unit="s", minimum=0, no_value=NO_TRAFFIC,
+        description="What one call in a thousand exceeds: of fewer than some thousand calls it is the slowest of them. "
+        "Single ones that are far slower wait for something: a cold cache, a pause, a lock.",
+        queries=(Query(
+            expression=by_model(largest(series(PREDICTION_LATENCY_P999), *WHERE, *MODEL)),
+            legend="{{instance}} {{model}}",
+        ),),
+    ),
+    Panel(
+        title="Calls in the latency window", unit="none", minimum=0, decimals=0, no_value=NO_TRAFFIC,
         description="How many calls the percentiles are of. A p99 of fewer than some hundred says little.",
         queries=(Query(
             expression=by_model(largest(series(PREDICTION_LATENCY_SAMPLES), *WHERE, *MODEL)),
@@ -224,7 +232,7 @@ _CALLS = Row(title="Inside a call: phases, batches, cache, errors", collapsed=Tr
         ),),
     ),
     Panel(
-        title="Time to load", kind="bargauge", unit="s", width=12, minimum=0, no_value="None was loaded",
+        title="Time to load", kind="bargauge", unit="s", minimum=0, no_value="None was loaded",
         description="Mean time of all loads since the workers started. It is what a restart or a new instance waits "
         "for: if it grows, start earlier or ship a smaller model.",
         # Not its growth: a model is mostly loaded before the first scrape, with which its series begins.
@@ -257,7 +265,7 @@ _GENERATION = Row(title="Generating models", collapsed=True, panels=(
         ),),
     ),
     Panel(
-        title="Tokens", unit="cps", minimum=0, no_value="No generation",
+        title="Tokens", unit="suffix:tokens/s", minimum=0, no_value="No generation",
         description="Tokens read and made in a second: what a provider bills, and what a GPU can do.",
         queries=(Query(
             expression=total(rate(GEN_AI_CLIENT_TOKEN_USAGE, part="_sum"), _ANSWERS, "gen_ai_token_type"),
@@ -299,13 +307,13 @@ _MODELS = Row(title="Which models these are", collapsed=True, panels=(
         ),),
     ),
     Panel(
-        title="States", unit="none", width=10, mapping=_STATES, minimum=0, maximum=3, no_value="Not told",
+        title="States", unit="none", width=10, mapping=_STATES, minimum=0, maximum=3, decimals=0, no_value="Not told",
         description="The state of each model over time, the worst of its workers'. One that stays at loading does not "
         "get ready: see its log.",
         queries=(Query(expression=by_model(_state(*MODEL)), legend="{{model}}"),),
     ),
     Panel(
-        title="Mean latency by model", kind="bargauge", unit="s", width=24, height=6, no_value=NO_TRAFFIC,
+        title="Mean latency by model", kind="bargauge", unit="s", width=24, height=6, minimum=0, no_value=NO_TRAFFIC,
         description="Mean time of a call now: what a call costs in time, to plan workers by.",
         queries=(Query(expression=by_model(mean(PREDICTION_DURATION, *MODEL)), legend="{{model}}"),),
     ),

@@ -40,6 +40,8 @@ class Query:
     """Of a table's column: words for values."""
     no_value: str = "-"
     """Of a table's column: what stands in a row that has no value in it."""
+    dashed: bool = False
+    """Of a graph: a limit, a bound or a time before, beside what it is to be compared with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,10 +69,14 @@ class Panel:
     stacked: bool = False
     bars: bool = False
     """Each value is of the whole of a step, such as a day, and not of a moment."""
+    sparse: bool = False
+    """Only what is not 0 is asked for, so that a point may stand alone."""
     step: str = ""
-    """The least time between two points, such as `1d`."""
+    """The least time between two points, such as `1d`: some readings apart, where they are rare."""
     columns: tuple[tuple[str, str], ...] = ()
     """Of a table: the labels that are shown, in this order, with their titles."""
+    widths: Mapping[str, int] = field(default_factory=dict)
+    """Of a table: by title the columns that need more room than others, in pixels."""
     sort: str = ""
     """Of a table: the title of the column by which it is sorted, the largest first."""
 

@@ -75,7 +75,7 @@ ACCURACY = Row(title="Quality", panels=(
             *_scores((MODEL_ACCURACY, "")),
             Query(
                 expression=by_model(largest(series(MODEL_SCORE_BOUND, 'score="accuracy"'), *_ON, "bound")),
-                legend="{{model}} {{dataset}} {{bound}} bound",
+                legend="{{model}} {{dataset}} {{bound}}", dashed=True,
             ),
         ),
     ),
@@ -101,7 +101,7 @@ ACCURACY = Row(title="Quality", panels=(
         ),),
     ),
     Panel(
-        title="Truths in the window", unit="none", minimum=0, no_value=_NO_TRUTH,
+        title="Truths in the window", unit="none", minimum=0, decimals=0, no_value=_NO_TRUTH,
         description="How many truths the scores are of (`OTEL_MLOPS_QUALITY_WINDOW`). Below some hundred a score "
         "moves by chance; a fall is truth that no longer comes.",
         queries=_scores((MODEL_PERFORMANCE_SAMPLES, "")),
@@ -137,7 +137,7 @@ _MORE = Row(title="Quality: more scores", collapsed=True, panels=(
             *_scores((MODEL_BIAS, "bias")),
             Query(
                 expression=by_model(largest(series(MODEL_SCORE_BOUND, 'score="bias"'), *_ON, "bound")),
-                legend="{{model}} {{dataset}} {{bound}} bound",
+                legend="{{model}} {{dataset}} {{bound}}", dashed=True,
             ),
         ),
     ),
@@ -147,14 +147,14 @@ _MORE = Row(title="Quality: more scores", collapsed=True, panels=(
         "differ.",
         queries=(Query(
             expression=by_model(largest(series(MODEL_SCORE_BOUND, 'score="mae"'), *_ON, "bound")),
-            legend="{{model}} {{dataset}} {{bound}} bound",
+            legend="{{model}} {{dataset}} {{bound}}",
         ),),
     ),
 ))
 
 _TRUTH = Row(title="Truth: what came, how late, of how many", collapsed=True, panels=(
     Panel(
-        title="Truths by result", unit="cps", minimum=0, stacked=True, no_value=_NO_TRUTH,
+        title="Truths by result", unit="suffix:truths/s", minimum=0, stacked=True, no_value=_NO_TRUTH,
         description="Truths in a second by what became of them. `unmatched` or `expired`: they come too late or with "
         "other ids; `forged`: the key of the receipts differs; `busy`: to be told again.",
         queries=(Query(
@@ -187,14 +187,14 @@ _COMPARISON = Row(title="Comparison of two models", collapsed=True, panels=(
         "Replace the model when the lower bound is above 0; stop the test when the upper one is below.",
         queries=(Query(
             expression=largest(series(MODEL_PAIRED_DIFFERENCE), *_PAIR, "difference", "estimate"),
-            legend=f"{_OF_PAIR}: {{{{difference}}}} {{{{estimate}}}}",
+            legend=f"{{{{difference}}}} {{{{estimate}}}}, {_OF_PAIR}",
         ),),
     ),
     Panel(
-        title="Inputs compared", unit="none", width=12, minimum=0, no_value=_NO_PAIR,
+        title="Inputs compared", unit="none", width=12, minimum=0, decimals=0, no_value=_NO_PAIR,
         description="Inputs that both models answered, and those whose truth is known. The interval narrows with them.",
         queries=(Query(
-            expression=largest(series(MODEL_COMPARED), *_PAIR, "known"), legend=f"{_OF_PAIR}: {{{{known}}}}",
+            expression=largest(series(MODEL_COMPARED), *_PAIR, "known"), legend=f"{{{{known}}}}, {_OF_PAIR}",
         ),),
     ),
     Panel(
@@ -217,7 +217,7 @@ def _mean_error(row: Metric) -> str:
 
 _FLEET = Row(title="Scores of all instances together", collapsed=True, panels=(
     Panel(
-        title="Answers and truths", kind="table", unit="none", width=12, no_value=_COUNTS, sort="Truths",
+        title="Answers and truths", kind="table", unit="none", width=12, decimals=0, no_value=_COUNTS, sort="Truths",
         description="How often each class was answered with each over the chosen time, all instances together. Look "
         "at the largest rows in which the two differ. Only with OTEL_MLOPS_MODEL_COUNTS.",
         columns=(
@@ -228,7 +228,7 @@ _FLEET = Row(title="Scores of all instances together", collapsed=True, panels=(
         ),),
     ),
     Panel(
-        title="Errors of regressions", kind="bargauge", unit="none", width=12, no_value=_COUNTS,
+        title="Errors of regressions", kind="bargauge", unit="none", width=12, minimum=0, no_value=_COUNTS,
         description="MAE and RMSE over the chosen time of all instances together; an average of the instances' scores "
         "would be another number. Only with OTEL_MLOPS_MODEL_COUNTS.",
         queries=(

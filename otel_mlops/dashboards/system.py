@@ -134,12 +134,13 @@ _DATABASE = Row(title="Database", panels=(
     Panel(
         title="Where the database's time goes", kind="table", unit="short", width=24, height=7, no_value=NO_TRAFFIC,
         sort="Time a second",
-        description="Time a second is how many operations run at once, in the mean: what is at the top is worth making "
-        "faster, be it slow or frequent.",
+        description="Time that operations take in each second, all together: 1 s is one that always runs. What is at "
+        "the top is worth making faster, be it slow or frequent.",
         columns=(("operation", "Operation"), ("table", "Table")),
         queries=(
             Query(
                 expression=total(rate(DATABASE_OPERATION_DURATION, part="_sum"), *_OPERATION), legend="Time a second",
+                unit="s",
             ),
             Query(expression=total(rate(DATABASE_OPERATIONS), *_OPERATION), legend="Operations a second", unit="ops"),
             Query(expression=mean(DATABASE_OPERATION_DURATION, *_OPERATION), legend="Mean", unit="s"),
@@ -153,7 +154,7 @@ _DATABASE = Row(title="Database", panels=(
 
 _TASKS = Row(title="Scheduled tasks", collapsed=True, panels=(
     Panel(
-        title="Runs by result", unit="none", minimum=0, decimals=1, no_value="No task",
+        title="Runs by result", unit="none", minimum=0, decimals=0, no_value="No task",
         description="Runs of each task in a step of the graph. None of `success`: it has stopped; `missed`: the one "
         "before was still under way.",
         queries=(Query(
@@ -207,7 +208,7 @@ _TELEMETRY = Row(title="The telemetry itself", collapsed=True, panels=(
         ),
     ),
     Panel(
-        title="Records dropped or merged", unit="cps", width=12, minimum=0, no_value="None",
+        title="Records dropped or merged", unit="suffix:/s", width=12, minimum=0, no_value="None",
         description="Records in a second that were dropped, by the reason, or that went to the overflow series of a "
         "metric that has too many. Find the label that takes too many values, or what records what is no number.",
         queries=(
@@ -216,7 +217,7 @@ _TELEMETRY = Row(title="The telemetry itself", collapsed=True, panels=(
         ),
     ),
     Panel(
-        title="Series on the page", unit="none", minimum=0, no_value="No data",
+        title="Series on the page", unit="none", minimum=0, decimals=0, no_value="No data",
         description="How many series each instance has. A steady climb is a label without bounds: see the overflow.",
         queries=(Query(expression=largest(series(PAGE_SERIES), *WHERE), legend=_TARGET),),
     ),
@@ -226,7 +227,7 @@ _TELEMETRY = Row(title="The telemetry itself", collapsed=True, panels=(
         queries=(Query(expression=quantile(0.99, PAGE_DURATION, *WHERE), legend=_TARGET),),
     ),
     Panel(
-        title="Clients sent away, failed exports", unit="cps", minimum=0, no_value="None",
+        title="Clients sent away, failed exports", unit="ops", minimum=0, no_value="None",
         description="Clients of the page's port that were refused, by the cause, and exports over OTLP that failed, in "
         "a second. `auth`: somebody has an old password, or has none.",
         queries=(
@@ -235,13 +236,13 @@ _TELEMETRY = Row(title="The telemetry itself", collapsed=True, panels=(
         ),
     ),
     Panel(
-        title="Shared memory", unit="bytes", width=12, minimum=0,
+        title="Shared memory", unit="bytes", width=18, height=6, minimum=0,
         description="Memory that the series of all workers take. At `OTEL_MLOPS_MAX_LEDGER_BYTES` for one worker "
         "further series are merged.",
         queries=(Query(expression=total(series(LEDGER_SIZE), *WHERE), legend=_TARGET),),
     ),
     Panel(
-        title="Ledgers and configuration", kind="stat", width=12, height=8, unit="none", thresholds=YES,
+        title="Ledgers and configuration", kind="stat", width=6, height=6, unit="none", thresholds=YES,
         mapping={1: ("Sound", "green"), 0: ("Faulty", "red")},
         description="Whether the numbers of all workers lie in shared memory, and whether the configuration of the "
         "page's server could be read when it last changed. Faulty: see the log; `otel-mlops doctor` says what is full.",

@@ -17,7 +17,7 @@ import pytest
 
 from otel_mlops.profile import Profile
 from tests import grafana
-from tests.nvml.driver import FakeDriver, build
+from tests.nvml.driver import Control, FakeDriver, build
 from tests.servers.programs import Prometheus, prometheus, scraping
 from tests.servers.service import Service, running, status, until
 
@@ -108,9 +108,14 @@ ENVIRONMENT = {
     "OTEL_MLOPS_QUALITY_WINDOW": "5",
     "OTEL_MLOPS_DRIFT_WINDOW": "30",
 }
-OLDER = "set:1:fans:1,set:1:fan_speed:40,set:1:architecture:7,set:1:threshold_slowdown:97"
-ORDERS = f"set:2:mig_mode:1,{OLDER},err:nvmlDeviceGetEncoderUtilization:999:1"
-"""What is peculiar about the three GPUs: one is divided, one is older and has a fan."""
+ORDERS = (
+    "set:0:event_reasons:4",
+    *("set:1:fans:1", "set:1:fan_speed:40", "set:1:architecture:7", "set:1:threshold_slowdown:97"),
+    "set:2:mig_mode:1",
+    "err:nvmlDeviceGetEncoderUtilization:999:1",
+)
+"""What is peculiar about the three GPUs: one is slowed down, one is older and has a fan, one is divided."""
+FAULT = "xid:1:94"
 
 
 def ask(service: Service, chance: random.Random) -> None:
@@ -174,7 +179,9 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     ).save(folder / "profile.json")  # fmt: skip
     (folder / "web.yml").write_text("rate_limit: {interval: 10ms, burst: 100}")
     driver = FakeDriver(build(request.config.cache.mkdir("nvml")))
-    environment = driver.environment(gpus=3, realtime=True, xid="1:94", faults=ORDERS)
+    control = Control(folder / "orders")
+    control.write(*ORDERS)
+    environment = driver.environment(gpus=3, realtime=True, control=control)
     environment = {name: environment[name] for name in environment if name.startswith(("FAKE_NVML", "LD_LIBRARY"))}
     environment["OTEL_MLOPS_WEB_CONFIG_FILE"] = str(folder / "web.yml")
     with (
@@ -183,7 +190,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         prometheus(
             folder / "2", scraping({"shop": service.page_port}), name="prometheus-2", arguments=EXEMPLARS
         ) as oldest,
-        under_load(service, chance),
+        under_load(service, chance, control),
     ):
         for each in (newest, oldest):
             until(lambda each=each: all(each.series(query) for query in READY))
@@ -191,13 +198,14 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 
 @contextmanager
-def under_load(service: Service, chance: random.Random) -> Iterator[None]:
-    """Ask for everything again and again during a `with` block."""
+def under_load(service: Service, chance: random.Random, control: Control) -> Iterator[None]:
+    """Ask for everything again and again during a `with` block, and let a GPU fail."""
     ends = threading.Event()
 
     def load() -> None:
         while not ends.wait(0.05):
             ask(service, chance)
+            control.write(*ORDERS, FAULT)
 
     thread = threading.Thread(target=load)
     thread.start()

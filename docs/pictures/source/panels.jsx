@@ -37,7 +37,10 @@ const theme = createTheme({ colors: { mode: "dark" } });
 
 function registerProperties(dashboard) {
   const names = ["unit", "min", "max", "decimals", "displayName", "noValue", "thresholds", "mappings", "color"];
-  const custom = dashboard.panels.flatMap(({ fieldConfig }) => Object.keys(fieldConfig?.defaults.custom ?? {}));
+  const custom = dashboard.panels.flatMap(({ fieldConfig: { defaults, overrides } = { defaults: {}, overrides: [] } }) => [
+    ...Object.keys(defaults.custom ?? {}),
+    ...overrides.flatMap(({ properties }) => properties.map(({ id }) => id.replace("custom.", ""))),
+  ]).filter((path) => !names.includes(path));
   const property = (path, isCustom) => ({
     id: isCustom ? `custom.${path}` : path,
     path,
