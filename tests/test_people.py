@@ -293,16 +293,13 @@ def test_its_files_lie_in_the_package():
 
 
 def test_a_program_without_its_files_serves_the_metrics_instead(monkeypatch, caplog):
-    """Where the files are missing a browser gets the metrics at /, and one warning says why."""
+    """While the files are missing a browser gets the metrics at /, and one warning says why."""
     caplog.set_level(logging.WARNING)
     monkeypatch.setattr(people, "_SCRIPTS", ("missing.js",))
-    people_page.cache_clear()
-    try:
-        with serving() as page_server:
-            answers = [request(page_server, "/", Accept=FIREFOX) for _ in range(2)]
-    finally:
-        monkeypatch.undo()
-        people_page.cache_clear()
+    people._put_together.cache_clear()
+    with serving() as page_server:
+        answers = [request(page_server, "/", Accept=FIREFOX) for _ in range(2)]
+    monkeypatch.undo()
     assert [(response.headers["Content-Type"], body) for response, body in answers] == [(TEXT, LARGE.body)] * 2
     assert [record.name for record in caplog.records] == [people.__name__]
     assert scrape.people_page() is not None

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
-from otel_mlops.demo.processes import find_alertmanager, find_prometheus
+from otel_mlops.demo.processes import find_prometheus
 from otel_mlops.doctor.network import port_fault, take_free_ports
 from otel_mlops.settings import Settings
 
@@ -27,7 +27,6 @@ class Options:
     port: int = 8000
     page_port: int = 8001
     prometheus_port: int = 0
-    alertmanager_port: int = 0
     seconds: float | None = None
     rate: float = 20.0
     prometheus: bool = True
@@ -69,8 +68,6 @@ def choose_ports(options: Options) -> Options:
     }
     if options.prometheus and find_prometheus() is not None:
         wanted["prometheus_port"] = ("Prometheus", "--prometheus-port or DEMO_PROMETHEUS_PORT")
-        if find_alertmanager() is not None:
-            wanted["alertmanager_port"] = ("Alertmanager", "--no-prometheus")
     try:
         free = iter(take_free_ports(options.host, len(wanted)))
     except OSError as error:

@@ -118,6 +118,8 @@ class Prometheus:
             f"--storage.tsdb.path={folder / 'data'}",
             "--storage.tsdb.retention.size=256MB",
             "--enable-feature=exemplar-storage",
+            # What fires before Alertmanager is known would else be told after a minute.
+            f"--rules.alert.resend-delay={INTERVAL}",
             "--log.level=warn",
         )
         self.program = Program([*command, *options], os.environ)
@@ -143,17 +145,15 @@ class Prometheus:
         return float(result[0]["value"][1]) if result else None
 
     def alerts(self, client: httpx.Client) -> list[str]:
-        """The alerts that fire or are about to, each once, less the one that always does; none where nobody answers."""
+        """The names of the alerts that fire, less the one that always does; none where nobody answers."""
         import httpx
 
         try:
             alerts = client.get(f"{self.url}/api/v1/alerts").raise_for_status().json()["data"]["alerts"]
         except (httpx.HTTPError, ValueError):
             return []
-        states = {
-            (alert["state"], alert["labels"]["alertname"]) for alert in alerts if alert["labels"]["severity"] != "none"
-        }
-        return [name if state == "firing" else f"{name} ({state})" for state, name in sorted(states)]
+        firing = [alert["labels"] for alert in alerts if alert["state"] == "firing"]
+        return sorted({labels["alertname"] for labels in firing if labels["severity"] != "none"})
 
 
 def find_prometheus() -> str | None:

@@ -22,6 +22,7 @@ from otel_mlops.demo.processes import Alertmanager, Program, Prometheus, find_al
 from otel_mlops.demo.readings import Reading, Window, read
 from otel_mlops.demo.screen import open_screen
 from otel_mlops.demo.traffic import Traffic
+from otel_mlops.doctor.network import take_free_ports
 
 T = TypeVar("T")
 
@@ -150,9 +151,10 @@ class Demo:
         return readings[0] if readings else None
 
     def _start_alertmanager(self) -> Alertmanager | None:
-        binary, port = find_alertmanager(), self._options.alertmanager_port
-        if binary is None or not port:
+        binary = find_alertmanager() if self._options.prometheus else None
+        if binary is None:
             return None
+        (port,) = take_free_ports(self._options.host, 1)
         alertmanager = Alertmanager([binary, self._listen(port)], self._folder, url=f"http://{self._here}:{port}")
         self._things.callback(alertmanager.program.stop)
         return alertmanager
@@ -206,11 +208,9 @@ class Demo:
         yield f"  {'page':<12} {self.page_url}"
         yield f"  {'for people':<12} {self.page_url.removesuffix('metrics')}"
         if prometheus is not None:
-            ended = prometheus.program.has_ended()
-            told = _with_output("has ended", prometheus.program, 1) if ended else prometheus.url
-            yield f"  {'Prometheus':<12} {told}"
+            yield f"  {'Prometheus':<12} {_url_or_end(prometheus)}"
             if prometheus.alertmanager is not None:
-                yield f"  {'Alertmanager':<12} {prometheus.alertmanager.url}"
+                yield f"  {'Alertmanager':<12} {_url_or_end(prometheus.alertmanager)}"
             yield f"  {'alerts':<12} {', '.join(prometheus.alerts(self._client)) or 'none'}"
         elif self._options.prometheus:
             yield f"  {'Prometheus':<12} not found on the PATH"
@@ -263,6 +263,11 @@ def _settled(get: Callable[[], T], is_settled: Callable[[T], bool], timeout_s: f
     while not is_settled(got := get()) and time.monotonic() < deadline:
         time.sleep(0.1)
     return got
+
+
+def _url_or_end(server: Prometheus | Alertmanager) -> str:
+    """Where a server is, or what it said before it ended."""
+    return _with_output("has ended", server.program, 1) if server.program.has_ended() else server.url
 
 
 def _when(seconds: float, of_seconds: float | None) -> str:

@@ -24,6 +24,10 @@ _NOT_NEEDED = re.compile(r"^ *(?://.*\n|/\*\*.*\*/\n|\n)?", re.MULTILINE)
 """Indentation, and lines that are a comment or empty: a tenth of the document."""
 
 
+_fault = ""
+"""Why the document could not be put together when it was last wanted."""
+
+
 class PeoplePage(NamedTuple):
     """The document, and what a browser may do for it."""
 
@@ -33,15 +37,24 @@ class PeoplePage(NamedTuple):
     """The Content-Security-Policy."""
 
 
-@cache
 def people_page() -> PeoplePage | None:
-    """The document; None where its files are missing, as in a program that was frozen without them."""
+    """The document; None where its files cannot be read, as in a program that was frozen without them."""
+    global _fault  # noqa: PLW0603 (so that it is said once per change)
     try:
-        page, style = _text("page.html"), _text("page.css")
-        script = _NOT_NEEDED.sub("", '"use strict";\n' + "".join(map(_text, _SCRIPTS)))
+        page = _put_together()
     except OSError as error:
-        _logger.warning("a browser gets the metrics instead of the page for people: %s", error)
+        if str(error) != _fault:
+            _logger.warning("a browser gets the metrics instead of the page for people: %s", error)
+        _fault = str(error)
         return None
+    _fault = ""
+    return page
+
+
+@cache
+def _put_together() -> PeoplePage:
+    page, style = _text("page.html"), _text("page.css")
+    script = _NOT_NEEDED.sub("", '"use strict";\n' + "".join(map(_text, _SCRIPTS)))
     body = page.replace("/* style */", style).replace("/* script */", script).encode()
     return PeoplePage(body, gzip.compress(body, mtime=0), _policy(style, script))
 

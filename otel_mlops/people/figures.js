@@ -16,7 +16,7 @@ const growth = new Growth(
   WINDOW_MS,
 );
 const troubles = new Growth(
-  [...Object.keys(COUNTED), "gpu_xid_errors_total", "gpu_throttle_seconds_total", "container_memory_events_total"],
+  [...Object.keys(COUNTED), "api_requests_total", "gpu_xid_errors_total", "gpu_throttle_seconds_total", "container_memory_events_total"],
   KEEP_MS,
 );
 
@@ -228,6 +228,8 @@ function complaints(now, lately) {
   };
   const [isOn, isOff, isMore] = [(value) => value === 1, (value) => value < 1, (value) => value > 0];
   const isState = (which) => ({ model_status }) => STATES.get(model_status) === which;
+  const failing = (total(lately, "api_requests_total", isFailed) ?? 0) / total(lately, "api_requests_total");
+  if (failing >= 0.01) found.push({ mark: failing < 0.05 ? "warn" : "bad", text: `${percent(failing)} of the requests fail` });
   look("bad", now, "api_health_status", isOff, "Component {component} is not healthy");
   look("bad", now, "model_status", isOn, "Model {model}: {model_status}", isState("bad"));
   look("bad", now, "gpu_up", isOff, "GPU {gpu_id} does not answer");

@@ -4,6 +4,7 @@ const wanted = Number(new URLSearchParams(location.search).get("every"));
 const EVERY_MS = 1000 * (wanted >= 1 && wanted <= 300 ? wanted : 5);
 const METRICS = new URL("metrics", location.origin + location.pathname); // without the password of this page's URL
 const ANSWER_MS = 15_000;
+const LONGEST_WAIT_MS = 300_000;
 const MOST_COMPLAINTS = 8;
 const MOST_SERIES = 100;
 
@@ -13,7 +14,7 @@ function showAttention(now) {
   const found = complaints(now, troubles.reading());
   const shown = found.slice(0, MOST_COMPLAINTS);
   if (found.length > shown.length) shown.push({ text: `and ${plain(found.length - shown.length)} more` });
-  if (!found.length) shown.push({ mark: "good", text: "Nothing: components, models, features, sources and the telemetry itself are well." });
+  if (!found.length) shown.push({ mark: "good", text: "Nothing: requests, components, models, features, sources and the telemetry itself are well." });
   children(node("attention"), shown.length, () => element("li")).forEach((item, i) => mark(item, shown[i]));
   const facts = { ...series(now, "system_info")[0]?.labels, ...series(now, "target_info")[0]?.labels };
   const service = facts.service_name ?? "Service";
@@ -88,7 +89,7 @@ async function read() {
     tell("live", "Live", `read at ${clock(since)}`);
   } catch (error) {
     if (mine !== reading) return;
-    waitMs = Math.max(waitMs, 1000 * (error.waitS || 0));
+    waitMs = Math.max(waitMs, Math.min(1000 * (error.waitS || 0), LONGEST_WAIT_MS));
     tell("lost", `No answer ${since ? `since ${clock(since)}` : "yet"}: ${error.why ?? `it cannot be shown, ${error}`}`);
   } finally {
     clearTimeout(late);

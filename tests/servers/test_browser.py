@@ -256,7 +256,9 @@ def test_today_gpus_and_what_the_telemetry_complains_of(browser: Browser, shown:
     quiet = labelled("predictions_total", 100, model_version="v1")
     quiet += labelled("daily_predictions_total", 40, model_version="v1")
     quiet += shown.text + "".join(labelled(f"gpu_{name}", value, **gpu) for name, value in values.items())
+    failed = labelled("api_requests_total", 3, method="GET", endpoint="/", status_code="500")
     faults = [
+        (failed, "100\N{NO-BREAK SPACE}% of the requests fail"),
         (labelled("api_health_status", 0, component="database"), "Component database is not healthy"),
         (labelled("model_status", 1, model_version="v1", model_status="error"), "Model v1: error"),
         (labelled("gpu_up", 0, gpu_id="1", gpu_name="H100"), "GPU 1 does not answer"),
@@ -285,8 +287,8 @@ def test_today_gpus_and_what_the_telemetry_complains_of(browser: Browser, shown:
     told = browser.run(script, quiet, quiet + "".join(line for line, _ in faults))
     assert [text[: len(begin)] for text, (_, begin) in zip(told, faults, strict=True)] == [begin for _, begin in faults]
     shown.text += "".join(line for line, _ in faults)
-    browser.until(lambda: browser.attention()[-1] == "and 3 more")
-    assert browser.driver.title == "(11) Service"
+    browser.until(lambda: browser.attention()[-1] == "and 4 more")
+    assert browser.driver.title == "(12) Service"
     shown.text = quiet + labelled("api_health_status", 1, component="database")
     browser.until(lambda: "Component database is not healthy" not in browser.attention())
 
