@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Gets the real servers for tests/servers: from Debian's packages what it has, the rest built with Go, once a version.
+# What cannot be had is told in the end, and nothing else waits for it.
 # What is built lies in ~/.cache/otel-mlops/servers (XDG_CACHE_HOME moves it), with links in its folder bin.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
@@ -8,10 +9,15 @@ source tests/servers/versions.env
 GO_NEEDED=1.26.7
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/otel-mlops/servers
 mkdir -p "$cache/bin"
+cache=$(cd "$cache" && pwd)
 missing=()
+work=
+trap 'rm -rf "${work:-}"' EXIT
+trap 'exit 130' INT TERM
 
 has() { command -v "$1" >/dev/null; }
 has_compiler() { has cc || has gcc || has clang; }
+has_chromium() { has chromedriver && { has chromium || has chromium-browser || has google-chrome; }; }
 
 # --- Debian and Ubuntu ----------------------------------------------------------------------------------------
 
@@ -19,21 +25,23 @@ packages=()
 if ! has prometheus || ! has promtool; then packages+=(prometheus); fi
 if ! has_compiler; then packages+=(gcc libc6-dev); fi
 has openssl || packages+=(openssl)
-if ! has chromium || ! has chromedriver; then packages+=(chromium chromium-driver fonts-dejavu-core); fi
+if ! has_chromium; then packages+=(chromium chromium-driver fonts-dejavu-core); fi
 if [ "${#packages[@]}" -gt 0 ] && has apt-get; then
     as_root=()
     [ "$(id -u)" -eq 0 ] || as_root=(sudo)
-    "${as_root[@]}" apt-get update -qq
-    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends "${packages[@]}"
+    "${as_root[@]}" apt-get update -qq || true
+    for package in "${packages[@]}"; do  # one by one: other distributions lack some
+        "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends "$package" ||
+            echo "apt-get could not install $package" >&2
+    done
 fi
 
 has_compiler || missing+=("a C compiler, for the NVIDIA driver that the tests make. Debian: apt-get install gcc libc6-dev. macOS: xcode-select --install")
 for program in prometheus promtool; do
     has "$program" || missing+=("$program on the PATH: the second version to test with. Debian: apt-get install prometheus. macOS: brew install prometheus")
 done
-for program in chromium chromedriver; do
-    has "$program" || missing+=("$program on the PATH, for the page for people. Debian: apt-get install chromium chromium-driver")
-done
+has_chromium || missing+=("Chromium and chromedriver on the PATH, for the page for people. Debian: apt-get install chromium chromium-driver")
+has openssl || missing+=("openssl on the PATH, for certificates. Debian: apt-get install openssl")
 
 # --- With Go --------------------------------------------------------------------------------------------------
 
@@ -44,8 +52,12 @@ has_go() {
 
 # Calls a function in an empty folder, and keeps what it leaves there under this name, if it succeeds.
 build() {
-    local name=$1 work
+    local name=$1
     [ -d "$cache/$name" ] && return
+    if ! has_go; then
+        missing+=("$name, which is built with Go $GO_NEEDED or newer: https://go.dev/dl")
+        return
+    fi
     echo "Building $name, once: some minutes"
     work=$(mktemp -d "$cache/.$name.XXXX")
     if (cd "$work" && CGO_ENABLED=0 "$2" >build.log 2>&1); then
@@ -53,7 +65,7 @@ build() {
     else
         tail -n 20 "$work/build.log" >&2
         rm -rf "$work"
-        return 1
+        missing+=("$name, which could not be built: see above")
     fi
 }
 
@@ -95,22 +107,19 @@ build_schemas() {
         cp "$opentelemetry/config/crd/bases/opentelemetry.io_opentelemetrycollectors.yaml" .
 }
 
-if has_go; then
-    manifest=$PWD/collector-config/builder.yaml
-    collector=collector-$COLLECTOR-$(grep -v "^#" "$manifest" | cksum | cut -d ' ' -f 1)
-    build "$collector" build_collector
-    build "prometheus-$PROMETHEUS" build_prometheus
-    build "alertmanager-$ALERTMANAGER" build_alertmanager
-    build "compose-go-$COMPOSE_GO" build_compose
-    schemas=schemas-$KUBERNETES-$PROMETHEUS_OPERATOR-$OPENTELEMETRY_OPERATOR
-    build "$schemas" build_schemas
-    ln -sfn "$schemas" "$cache/schemas"
-    for program in "$collector/otelcol-mlops" prometheus-"$PROMETHEUS"/{prometheus,promtool} alertmanager-"$ALERTMANAGER"/{alertmanager,amtool} "compose-go-$COMPOSE_GO/compose-go"; do
-        ln -sfn "../$program" "$cache/bin/${program##*/}"
-    done
-else
-    missing+=("Go $GO_NEEDED or newer, to build the OpenTelemetry Collector $COLLECTOR, Prometheus $PROMETHEUS and Alertmanager $ALERTMANAGER, and for the schemas of Kubernetes. Debian: apt-get install golang, or https://go.dev/dl")
-fi
+manifest=$PWD/collector-config/builder.yaml
+collector=collector-$COLLECTOR-$(grep -v "^#" "$manifest" | cksum | cut -d ' ' -f 1)
+schemas=schemas-$KUBERNETES-$PROMETHEUS_OPERATOR-$OPENTELEMETRY_OPERATOR
+build "$collector" build_collector
+build "prometheus-$PROMETHEUS" build_prometheus
+build "alertmanager-$ALERTMANAGER" build_alertmanager
+build "compose-go-$COMPOSE_GO" build_compose
+build "$schemas" build_schemas
+ln -sfn "$schemas" "$cache/schemas"
+for program in "$collector/otelcol-mlops" prometheus-"$PROMETHEUS"/{prometheus,promtool} \
+    alertmanager-"$ALERTMANAGER"/{alertmanager,amtool} "compose-go-$COMPOSE_GO/compose-go"; do
+    ln -sfn "../$program" "$cache/bin/${program##*/}"
+done
 
 if [ "${#missing[@]}" -gt 0 ]; then
     echo "Missing; the tests that need it skip:" >&2
