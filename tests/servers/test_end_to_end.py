@@ -197,8 +197,10 @@ def watched(folder: Path, service: Service) -> Iterator[tuple[Prometheus, Person
 
 
 def test_a_person_hears_of_what_is_wrong_and_of_its_end(tmp_path: Path):
-    """Failing requests and drifted rows lead to their alerts and no others, and recovery resolves them."""
+    """Failing requests, drifted rows and an end lead to their alerts and no others, and recovery resolves them."""
     settings = {
+        # A label of every series where metrics are pushed; a scrape that fails does not know of it.
+        "OTEL_RESOURCE_ATTRIBUTES": "deployment.environment.name=test",
         "OTEL_MLOPS_MONITORING_INTERVAL": "0.5",
         "OTEL_MLOPS_DRIFT_WINDOW": str(3600 / FASTER),
         "OTEL_MLOPS_LATENCY_WINDOW": "5",
@@ -223,3 +225,7 @@ def test_a_person_hears_of_what_is_wrong_and_of_its_end(tmp_path: Path):
             # Nobody asks any more: what was answered is what Prometheus has.
             answered = len(clients.answers)
             until(lambda: prometheus.value("sum(api_requests_total)") == answered)
+
+            service.process.terminate()
+            until(lambda: "ServiceAbsent" in person.hears("firing"))
+            assert prometheus.value("max(up)") == 0
