@@ -9,6 +9,7 @@ from otel_mlops.rules.row import Recording as Recording
 
 GROUPS: tuple[Group, ...] = (
     objectives.GROUP,
+    requests.SHARES,
     requests.GROUP,
     service.GROUP,
     fleet.DRIFT,

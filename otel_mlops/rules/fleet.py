@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from inspect import cleandoc
+
 from otel_mlops.metrics import (
     MODEL_CONFUSION,
     MODEL_ERROR_ABSOLUTE,
@@ -11,7 +13,7 @@ from otel_mlops.metrics import (
     MODEL_REFERENCE_SAMPLES,
     MODEL_TRUTHS,
 )
-from otel_mlops.rules.row import Group, Recording, promql
+from otel_mlops.rules.row import Group, Recording
 
 _MODEL = "job, model_name, model_version"
 _FEATURE = f"{_MODEL}, feature"
@@ -27,7 +29,7 @@ _EXPECTED = "job_model_feature_bin:model_reference_samples:smoothed1h"
 
 def _smoothed(own: str, own_rows: str) -> str:
     """Counts of bins, of which those that are not empty on both sides are raised by a half or by their share."""
-    return promql(
+    return cleandoc(
         f"""
         {own} + clamp_max(
           ({_BIN_ROWS} + {_BIN_REFERENCE} > 0)
@@ -64,7 +66,7 @@ DRIFT = Group(
         ),
         Recording(
             name=_BIN_REFERENCE,
-            expression=promql(
+            expression=cleandoc(
                 f"""
                 max by ({_BIN}) ({MODEL_REFERENCE_BIN_RATIO.page_name})
                 * on ({_FEATURE}) group_left () {_REFERENCE}
@@ -84,7 +86,7 @@ DRIFT = Group(
         ),
         Recording(
             name="job_model_feature:model_drift_score:1h",
-            expression=promql(
+            expression=cleandoc(
                 f"""
                 sum by ({_FEATURE}) (
                   ({_share(_SEEN)} - {_share(_EXPECTED)})
@@ -114,6 +116,7 @@ def _sum(page_name: str) -> str:
 QUALITY = Group(
     name="otel_mlops_fleet_quality",
     about="Quality of all instances",
+    interval="2m",
     rules=(
         Recording(
             name=_JUDGED,
@@ -124,7 +127,7 @@ QUALITY = Group(
         Recording(
             name=_RIGHT,
             # A label cannot be compared with another: each class becomes its own answer, and the pairs are looked up.
-            expression=promql(
+            expression=cleandoc(
                 f"""
                 sum by ({_MODEL}) (
                   {_CONFUSION}
@@ -146,7 +149,7 @@ QUALITY = Group(
         ),
         Recording(
             name="job_model:model_accuracy_upper_bound:1d",
-            expression=promql(
+            expression=cleandoc(
                 f"""
                 (
                   {_ACCURACY} + {_Z**2 / 2!r} / {_JUDGED}

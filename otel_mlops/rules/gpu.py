@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from inspect import cleandoc
+
 from otel_mlops.metrics import (
+    BUILD_INFO,
     GPU_BUSY,
     GPU_CLOCK_EVENT,
     GPU_ECC_ERRORS,
@@ -19,7 +22,7 @@ from otel_mlops.metrics import (
     GPU_XID_LAST_TIMESTAMP,
     PREDICTIONS_IN_PROGRESS,
 )
-from otel_mlops.rules.row import Alert, Group, Recording, promql
+from otel_mlops.rules.row import Alert, Group, Recording
 
 BROKEN_XIDS = ("48", "62", "64", "74", "79", "95", "119", "120")
 """After one of these the GPU needs a reset or to be replaced: memory, NVLink, the bus, its own processor."""
@@ -31,7 +34,13 @@ APPLICATION_XIDS = ("13", "31", "43")
 _GPU = "job, instance, gpu_id, gpu_name"
 _WHERE = "{{ $labels.job }}: GPU {{ $labels.gpu_id }} ({{ $labels.gpu_name }}) of {{ $labels.instance }}"
 _BUSY = "job_instance_gpu:gpu_busy:percent5m"
-_SLOW = "job:api_requests_slow:ratio_rate5m > 6 * (1 - job:slo_latency:objective)"
+_COUNT = "job_instance:gpu_up:count"
+_ERRORS = f'{GPU_ECC_ERRORS.page_name}{{type="uncorrected", counter="volatile"}}'
+_MEAN = "job:api_request_duration_seconds:mean5m"
+_SLOW = "job:api_requests_slow:ratio_rate5m > 0.06"
+"""A number, and no multiple of an objective: that may promise nothing."""
+_SLOWER = f"({_SLOW} and job:slo_latency:objective > 0 or {_MEAN} > 2 * avg_over_time({_MEAN}[1d:5m]))"
+"""A service that is slow by nature is so at any load: there it must be twice as slow as on the mean of a day."""
 _SLOWED = 'reason=~"hw_thermal|hw_power_brake"'
 
 
@@ -52,6 +61,26 @@ _HARDWARE = (
             (GPU_RECOVERY_ACTION.page_name, "what it says it needs"),
             (GPU_XID_LAST_TIMESTAMP.page_name, "its faults"),
         ),
+    ),
+    Alert(
+        name="GPUMissing",
+        expression=cleandoc(
+            f"""
+            {_COUNT} < max_over_time({_COUNT}[1d:5m])
+            or (max_over_time({_COUNT}[1d:5m]) unless {_COUNT})
+              and on (job, instance) group by (job, instance) ({BUILD_INFO.page_name})
+            """
+        ),
+        lasting="10m",
+        severity="critical",
+        summary="{{ $labels.job }}: {{ $labels.instance }} has fewer GPUs than it had",
+        means=(
+            "A machine has fewer GPUs than within the last day, or none at all: one did not come back after a restart, "
+            "or the driver does not find it. After a day this ends, though it may still be gone. An instance with "
+            "another name, as each start over OTLP has, is not compared."
+        ),
+        act="See `nvidia-smi` and the kernel's log for the one that is missing; restart the machine or replace it.",
+        look=((f"{_COUNT} offset 1d", "how many there were"), (GPU_UP.page_name, "those that are known")),
     ),
     Alert(
         name="GPUNeedsRecovery",
@@ -88,8 +117,15 @@ _HARDWARE = (
     ),
     Alert(
         name="GPUMemoryErrors",
-        expression=(
-            f'sum by ({_GPU}) (increase({GPU_ECC_ERRORS.page_name}{{type="uncorrected", counter="volatile"}}[1h])) > 0'
+        # Such an error may end the process. Where its successor is another instance, which begins with what the driver
+        # has counted, that is compared with what the job knew of this GPU; an old count is told by no deployment.
+        expression=cleandoc(
+            f"""
+            sum by ({_GPU}) (increase({_ERRORS}[1h])) > 0
+            or max by ({_GPU}) ({_ERRORS} unless {_ERRORS} offset 1h)
+              > on (job, gpu_id, gpu_name) group_left ()
+              max by (job, gpu_id, gpu_name) (max_over_time({_ERRORS}[1d] offset 1h))
+            """
         ),
         lasting="1m",
         severity="critical",
@@ -124,7 +160,7 @@ _USE = (
     Alert(
         name="GPUThrottled",
         # Drivers before 575 count no seconds: there the share of readings has to do.
-        expression=promql(
+        expression=cleandoc(
             f"""
             max by ({_GPU}, reason) (
               rate({GPU_THROTTLE.page_name}{{{_SLOWED}}}[5m])
@@ -154,13 +190,13 @@ _USE = (
     ),
     Alert(
         name="GPUHighUtilization",
-        expression=f"{_BUSY} > 90 and on (job) ({_SLOW})",
+        expression=f"{_BUSY} > 90 and on (job) {_SLOWER}",
         lasting="5m",
         severity="warning",
         summary=_WHERE + ' is busy {{ $value | printf "%.0f" }} % of the time, and requests are slow',
         means=(
-            "For 5 minutes a GPU has been busy for more than 90 % of the time while too many requests are slow: there "
-            "is more to do than it can. A busy GPU alone is no fault."
+            "For 5 minutes a GPU has been busy for more than 90 % of the time while too many requests are slow, or "
+            "take twice as long as usual: there is more to do than it can. A busy GPU alone is no fault."
         ),
         act="Add a GPU or an instance, or send larger batches, which need less time a row.",
         look=(
@@ -170,7 +206,7 @@ _USE = (
     ),
     Alert(
         name="GPUIdleWhileQueueing",
-        expression=promql(
+        expression=cleandoc(
             f"""
             max by (job, instance) ({_BUSY}) < 5
             and on (job, instance) sum by (job, instance) (avg_over_time({PREDICTIONS_IN_PROGRESS.page_name}[10m])) > 2
@@ -198,7 +234,7 @@ GROUP = Group(
     rules=(
         Recording(
             name=_BUSY,
-            expression=promql(
+            expression=cleandoc(
                 f"""
                 max by ({_GPU}) (
                   100 * rate({GPU_BUSY.page_name}[5m]) or avg_over_time({GPU_UTILIZATION.page_name}[5m])
@@ -207,6 +243,11 @@ GROUP = Group(
             ),
             meaning="How much of the time a GPU was busy, in percent.",
             shown=True,
+        ),
+        Recording(
+            name=_COUNT,
+            expression=f"count by (job, instance) ({GPU_UP.page_name})",
+            meaning="GPUs of an instance, those that do not answer as well.",
         ),
         *_HARDWARE,
         *_USE,

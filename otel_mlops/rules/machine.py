@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from inspect import cleandoc
+
 from otel_mlops.metrics import (
     CONTAINER_CPU_LIMIT,
     CONTAINER_CPU_THROTTLED,
@@ -18,7 +20,7 @@ from otel_mlops.metrics import (
     SYSTEM_MEMORY_USAGE,
     SYSTEM_PRESSURE,
 )
-from otel_mlops.rules.row import Alert, Group, promql
+from otel_mlops.rules.row import Alert, Group
 
 _PLACE = "{{ $labels.job }}: {{ $labels.instance }}"
 _MEMORY = f"{SYSTEM_MEMORY_USAGE.page_name} / {SYSTEM_MEMORY_TOTAL.page_name}"
@@ -70,7 +72,7 @@ GROUP = Group(
         ),
         Alert(
             name="HostPressure",
-            expression=promql(
+            expression=cleandoc(
                 f"""
                 max by (job, instance, resource) (
                   avg_over_time({SYSTEM_PRESSURE.page_name}{{resource="memory"}}[15m]) > 0.2
@@ -87,7 +89,7 @@ GROUP = Group(
         ),
         Alert(
             name="ContainerThrottled",
-            expression=promql(
+            expression=cleandoc(
                 f"""
                 max by (job, instance) (
                   rate({CONTAINER_CPU_THROTTLED.page_name}[5m]) / {CONTAINER_CPU_LIMIT.page_name}
@@ -97,8 +99,11 @@ GROUP = Group(
             lasting="15m",
             severity="warning",
             summary=_PLACE
-            + ": each of its CPUs is kept from running for {{ $value | humanizePercentage }} of the time",
-            means="Its CPU limit stops the container for a quarter of the time: requests wait, and CPUs look idle.",
+            + ': threads are held back by the CPU limit for {{ $value | printf "%.2f" }} s a second and CPU',
+            means=(
+                "The CPU limit holds the container's threads back for a quarter of a second in each second and CPU of "
+                "the limit, or more, as many can wait at once: requests wait, and CPUs look idle."
+            ),
             act="Raise the limit, or have fewer threads: libraries start as many as the machine has CPUs.",
             look=((CONTAINER_CPU_LIMIT.page_name, "the limit"),),
         ),
@@ -126,8 +131,13 @@ GROUP = Group(
         ),
         Alert(
             name="FileDescriptorsLow",
-            expression=(
-                f"max by (job, instance, worker) ({PROCESS_OPEN_FDS.page_name} / {PROCESS_MAX_FDS.page_name}) > 0.85"
+            # Every client library has these names; only ours has workers.
+            expression=cleandoc(
+                f"""
+                max by (job, instance, worker) (
+                  {PROCESS_OPEN_FDS.page_name}{{worker!=""}} / {PROCESS_MAX_FDS.page_name}{{worker!=""}}
+                ) > 0.85
+                """
             ),
             lasting="5m",
             severity="warning",

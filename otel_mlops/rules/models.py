@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from inspect import cleandoc
+
 from otel_mlops.metrics import (
     GROUND_TRUTH,
     GROUND_TRUTH_COVERAGE,
@@ -21,7 +23,7 @@ from otel_mlops.metrics import (
     PREDICTION_ERRORS,
     PREDICTIONS,
 )
-from otel_mlops.rules.row import Alert, Group, Recording, promql
+from otel_mlops.rules.row import Alert, Group, Recording
 
 LEAST_TRUTHS = 200
 """So many truths must be in the window before a score is one."""
@@ -40,6 +42,11 @@ _SAMPLES = MODEL_PERFORMANCE_SAMPLES.page_name
 _DRIFT = MODEL_DRIFT_SCORE.page_name
 _THRESHOLD = MODEL_DRIFT_THRESHOLD.page_name
 _ROWS = MODEL_DRIFT_WINDOW_SAMPLES.page_name
+_MAE = MODEL_MAE.page_name
+_SERVED = f"sum by ({_MODEL}) (increase({PREDICTIONS.page_name}[{{}}]))"
+_RETIRED = f"unless on ({_MODEL}) {_SERVED.format('1d')} == 0"
+"""What a service has set stays when the version is not asked any more, unless it is forgotten."""
+_AT = "{{ with $labels.instance }} at {{ . }}{{ end }}"
 
 _RECORDINGS = (
     Recording(
@@ -56,7 +63,7 @@ _RECORDINGS = (
     ),
     Recording(
         name="job_model:prediction_errors:ratio_rate5m",
-        expression=promql(
+        expression=cleandoc(
             f"""
             job_model:prediction_errors:rate5m
             / (
@@ -90,8 +97,21 @@ _ANSWERS = (
         look=((f"{_STATUS} == 1", "the state of every model"),),
     ),
     Alert(
+        name="ModelLoading",
+        expression=f'max by ({_MODEL}) ({_STATUS}{{model_status="loading"}}) == 1',
+        lasting="15m",
+        severity="warning",
+        summary=_WHO + " has been loading for a quarter of an hour",
+        means="A model does not get ready, in one worker at least, and no error says why.",
+        act=(
+            "See what its load waits for: a registry, a disk, a download, a lock, a GPU that another process fills. "
+            "Where loading takes longer by nature, raise the time."
+        ),
+        look=((f"{_STATUS} == 1", "the state of every model"),),
+    ),
+    Alert(
         name="PredictionsFail",
-        expression=promql(
+        expression=cleandoc(
             """
             job_model:prediction_errors:ratio_rate5m > 0.05
             and 300 * job_model:prediction_errors:rate5m >= 5
@@ -111,7 +131,7 @@ _ASKED = (
         name="ModelInputDrifted",
         # First all instances together, where counts let that be known; each for itself as well; then scores that the
         # service sets itself, which come without a threshold.
-        expression=promql(
+        expression=cleandoc(
             f"""
             (
               job_model_feature:model_drift_score:1h > max by ({_FEATURE}) ({_THRESHOLD})
@@ -119,6 +139,7 @@ _ASKED = (
             )
             or max by ({_FEATURE}) ({_DRIFT} > {_THRESHOLD} and {_ROWS} >= {LEAST_ROWS})
             or max by ({_FEATURE}) (({_DRIFT} unless {_THRESHOLD}) > 0.2)
+              {_RETIRED}
             """
         ),
         lasting="2h",
@@ -140,10 +161,10 @@ _ASKED = (
     ),
     Alert(
         name="ModelInputMissing",
-        expression=promql(
+        expression=cleandoc(
             f"""
-            sum by ({_FEATURE}) (increase({MODEL_FEATURE_MISSING.page_name}[1h])) / sum by ({_FEATURE}) ({_ROWS}) > 0.2
-            and sum by ({_FEATURE}) ({_ROWS}) >= {LEAST_ROWS}
+            sum by ({_FEATURE}) (increase({MODEL_FEATURE_MISSING.page_name}[1h]))
+            / on ({_MODEL}) group_left () ({_SERVED.format("1h")} >= {LEAST_ROWS}) > 0.2
             """
         ),
         lasting="30m",
@@ -155,13 +176,19 @@ _ASKED = (
     ),
 )
 
+_SURELY = (
+    f"max by ({_MODEL}, dataset) "
+    f'({_BOUND}{{score="mae", bound="lower"}} and ignoring (score, bound) {_SAMPLES} >= {LEAST_TRUTHS})'
+)
+_BEFORE = f"avg_over_time({_MAE}[7d] offset 1d)"
+
 _GOOD = (
     Alert(
         name="ModelAccuracyDrop",
-        # First what the service knows from late truth, then all instances together, then what somebody has set.
-        expression=promql(
+        # First what an instance knows from late truth, then all instances together, then what somebody has set.
+        expression=cleandoc(
             f"""
-            max by ({_MODEL}, dataset) (
+            min by ({_MODEL}, instance, dataset) (
               {_BOUND}{{score="accuracy", bound="upper"}}
               and ignoring (score, bound) {_SAMPLES} >= {LEAST_TRUTHS}
             ) < on ({_MODEL}) group_left () {_LIMIT}
@@ -169,15 +196,16 @@ _GOOD = (
               job_model:model_accuracy_upper_bound:1d < {_LIMIT} and {_JUDGED} >= {LEAST_TRUTHS},
               "dataset", "live", "", ""
             )
-            or max by ({_MODEL}, dataset) ({_ACCURACY} unless {_SAMPLES})
+            or min by ({_MODEL}, instance, dataset) ({_ACCURACY} unless {_SAMPLES})
               < on ({_MODEL}) group_left () {_LIMIT}
+              {_RETIRED}
             """
         ),
         lasting="1m",
         severity="critical",
-        summary=_WHO + ": at most {{ $value | humanizePercentage }} right on {{ $labels.dataset }}",
+        summary=_WHO + _AT + ": at most {{ $value | humanizePercentage }} right on {{ $labels.dataset }}",
         means=(
-            "The accuracy is below its objective with 95 % certainty, by at least "
+            "The accuracy of an instance, or of all, is below its objective with 95 % certainty, by at least "
             f"{LEAST_TRUTHS} truths of the quality window; or an accuracy that the service sets itself is below it."
         ),
         act="Compare with the version before and with the drift: go back to that version, or train on newer data.",
@@ -189,32 +217,37 @@ _GOOD = (
     ),
     Alert(
         name="ModelErrorRising",
-        expression=promql(
+        # A version is compared with itself; a new one, which has no week, with the others of the model.
+        expression=cleandoc(
             f"""
-            max by ({_MODEL}, dataset) (
-              {_BOUND}{{score="mae", bound="lower"}}
-              and ignoring (score, bound) {_SAMPLES} >= {LEAST_TRUTHS}
-            ) > 1.25 * max by ({_MODEL}, dataset) (avg_over_time({MODEL_MAE.page_name}[7d] offset 1d))
+            {_SURELY}
+              > 1.25 * max by ({_MODEL}, dataset) ({_BEFORE})
+            or ({_SURELY} unless max by ({_MODEL}, dataset) ({_BEFORE}))
+              > on (job, model_name, dataset) group_left ()
+              1.25 * max by (job, model_name, dataset) ({_BEFORE})
             """
         ),
         lasting="1h",
         severity="warning",
         summary=_WHO + ': the mean error is at least {{ $value | printf "%.3g" }} on {{ $labels.dataset }}',
-        means="The mean absolute error of a regression is more than a quarter above that of the week before, surely.",
+        means=(
+            "The mean absolute error of a regression is more than a quarter above that of the week before, surely; "
+            "that of a new version, in its first day, above that of the versions before it."
+        ),
         act="Look at the drift, at the bias and at absurd truths; go back to the version before, or train anew.",
-        look=((MODEL_MAE.page_name, "all models and versions"),),
+        look=((_MAE, "all models and versions"),),
     ),
     Alert(
         name="ModelEstimatedAccuracyDrop",
-        expression=promql(
+        expression=cleandoc(
             f"""
-            max by ({_MODEL}) ({MODEL_ESTIMATED_ACCURACY.page_name}) < {_LIMIT}
-            and max by ({_MODEL}) ({_ROWS}) >= {LEAST_ROWS}
+            min by ({_MODEL}, instance) ({MODEL_ESTIMATED_ACCURACY.page_name}) < on ({_MODEL}) group_left () {_LIMIT}
+            and max by ({_MODEL}, instance) ({_ROWS}) >= {LEAST_ROWS}
             """
         ),
         lasting="2h",
         severity="warning",
-        summary=_WHO + ": only {{ $value | humanizePercentage }} are likely to be right",
+        summary=_WHO + _AT + ": only {{ $value | humanizePercentage }} are likely to be right",
         means=(
             "By the model's own probabilities its accuracy has been below the objective for two hours: the cases have "
             "become harder. It is an estimate without any truth."
@@ -234,6 +267,30 @@ _GOOD = (
         ),
         act="Look at who tells the truth: does the job run, do its receipts or ids fit? Set the share to the usual.",
         look=((f"sum by ({_MODEL}, result) (increase({GROUND_TRUTH.page_name}[6h]))", "what became of the truths"),),
+    ),
+    Alert(
+        name="ModelScoreMissing",
+        # Of a score from late truth ModelTruthMissing tells; one of a version that nobody asks any more is not missed.
+        expression=cleandoc(
+            f"""
+            max by ({_MODEL}, dataset) (
+              last_over_time({_ACCURACY}[1d]) unless last_over_time({_SAMPLES}[1d])
+              or last_over_time({_MAE}[1d]) unless last_over_time({_SAMPLES}[1d])
+            )
+            unless max by ({_MODEL}, dataset) ({_ACCURACY} or {_MAE})
+            and on ({_MODEL}) {_SERVED.format("30m")} > 0
+            """
+        ),
+        lasting="1h",
+        severity="warning",
+        summary=_WHO + ": its score on {{ $labels.dataset }} is gone",
+        means=(
+            "An accuracy or a mean error that the service sets itself was there within the day, and is not any more, "
+            "while the version is asked: what is not there cannot alert. A score that is never set anew cannot be told "
+            "from one that does not change."
+        ),
+        act="Set it again after each start, and see whether what works it out still runs.",
+        look=((f"{_ACCURACY} or {_MAE}", "the scores that are there"),),
     ),
 )
 

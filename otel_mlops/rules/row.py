@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from inspect import cleandoc
 from typing import Literal
 
 RUNBOOK = "docs/runbook.md"
@@ -40,6 +39,8 @@ class Alert:
     """What to do."""
     look: tuple[tuple[str, str], ...] = ()
     """What to look at: a query, and what it tells."""
+    keeping: str | None = None
+    """How long it fires on when the expression holds no more, where that comes and goes."""
 
     @property
     def description(self) -> str:
@@ -69,13 +70,13 @@ class Group:
     about: str
     """What the rules are about; a heading of the runbook."""
     rules: tuple[Recording | Alert, ...]
+    interval: str | None = None
+    """How often they are evaluated, where Prometheus' own interval would be too much work.
+
+    It must be well below the 5 minutes in which an instant query finds a series, or what it records has gaps.
+    """
 
     @property
     def domain(self) -> str:
         """What its alerts are about in one word: a label, for whom to tell and for which alerts hide others."""
         return self.name.removeprefix("otel_mlops_")
-
-
-def promql(text: str) -> str:
-    """Return an expression of several lines without the indentation that it has in a file of Python."""
-    return cleandoc(text)

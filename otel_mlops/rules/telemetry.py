@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from inspect import cleandoc
+
 from otel_mlops.metrics import (
     DROPPED,
     EXPORT_FAILURES,
@@ -14,7 +16,7 @@ from otel_mlops.metrics import (
     SOURCE_DURATION,
     SOURCE_UP,
 )
-from otel_mlops.rules.row import Alert, Group, promql
+from otel_mlops.rules.row import Alert, Group
 
 LEDGER_BYTES = 8 * 1024 * 1024
 """What OTEL_MLOPS_MAX_LEDGER_BYTES is unless somebody sets it."""
@@ -48,7 +50,7 @@ _OURS = (
     ),
     Alert(
         name="SourceDown",
-        expression=promql(
+        expression=cleandoc(
             f"""
             min by (job, instance, source) ({SOURCE_UP.page_name}) == 0
             or max by (job, instance, source) ({SOURCE_AGE.page_name}) > 300

@@ -18,9 +18,15 @@ def as_data(groups: Iterable[Group] = GROUPS) -> dict[str, Any]:
     """Return the rules as a reader of YAML has them."""
     return {
         "groups": [
-            {"name": group.name, "rules": [dict(_fields(rule, group)) for rule in group.rules]} for group in groups
+            dict(_head(group)) | {"rules": [dict(_fields(rule, group)) for rule in group.rules]} for group in groups
         ]
     }
+
+
+def _head(group: Group) -> Iterator[tuple[str, str]]:
+    yield "name", group.name
+    if group.interval is not None:
+        yield "interval", group.interval
 
 
 def _fields(rule: Recording | Alert, group: Group) -> Iterator[tuple[str, Any]]:
@@ -31,6 +37,8 @@ def _fields(rule: Recording | Alert, group: Group) -> Iterator[tuple[str, Any]]:
     yield "alert", rule.name
     yield "expr", rule.expression
     yield "for", rule.lasting
+    if rule.keeping is not None:
+        yield "keep_firing_for", rule.keeping
     yield "labels", {"severity": rule.severity, "domain": group.domain}
     yield "annotations", rule.annotations
 
@@ -64,7 +72,10 @@ def as_prometheus_rule(comment: str, groups: Iterable[Group] = GROUPS) -> str:
 def _groups(groups: Iterable[Group], indent: str) -> Iterator[str]:
     yield f"{indent}groups:"
     for group in groups:
-        yield f"{indent}  - name: {group.name}"
+        first = "- "
+        for name, value in _head(group):
+            yield from _field(f"{indent}  {first}{name}", "", value)
+            first = "  "
         yield f"{indent}    rules:"
         for rule in group.rules:
             if isinstance(rule, Recording):
@@ -94,13 +105,12 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def as_runbook(comment: str, groups: Iterable[Group] = GROUPS) -> str:
+def as_runbook(comment: str) -> str:
     """Return docs/runbook.md."""
-    groups = tuple(groups)
-    return _lines(_runbook(comment, groups))
+    return _lines(_runbook(comment))
 
 
-def _runbook(comment: str, groups: tuple[Group, ...]) -> Iterator[str]:
+def _runbook(comment: str) -> Iterator[str]:
     yield from (
         "# Runbook",
         "",
@@ -109,12 +119,15 @@ def _runbook(comment: str, groups: tuple[Group, ...]) -> Iterator[str]:
         "What each alert of `collector-config/rules.yaml` means, what to do, and what to look at. _critical_ is for",
         "somebody now, _warning_ for somebody today. [Alerts](alerts.md) says how they are set, and which hide others.",
     )
-    for group in groups:
+    for group in GROUPS:
         alerts = [rule for rule in group.rules if isinstance(rule, Alert)]
         recordings = [rule for rule in group.rules if isinstance(rule, Recording) and rule.shown]
         yield from ("", f"## {group.about}")
         for alert in alerts:
-            yield from ("", f"### {alert.name}", "", f"_{alert.severity}_, after {alert.lasting}.", "", alert.means)
+            when = f"_{alert.severity}_, after {alert.lasting}"
+            if alert.keeping is not None:
+                when += f", and for {alert.keeping} longer than it holds"
+            yield from ("", f"### {alert.name}", "", f"{when}.", "", alert.means)
             yield from ("", f"**Do:** {alert.act}")
             if alert.look:
                 yield from ("", "**Look at:**", "")

@@ -41,6 +41,19 @@ def program(name: str) -> str:
     return found
 
 
+def said(*command: str, cwd: Path | None = None) -> tuple[bool, str]:
+    """Whether a program that ends by itself is content, and what it says."""
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=5 * WAIT_S, check=False)
+    return done.returncode == 0, done.stdout + done.stderr
+
+
+def succeeds(*command: str, cwd: Path | None = None) -> str:
+    """What a program says that ends well."""
+    content, text = said(*command, cwd=cwd)
+    assert content, text
+    return text
+
+
 @dataclass
 class Running:
     """A program that runs, what it says, and how it was started."""
@@ -217,6 +230,19 @@ def alertmanager(folder: Path, config: Path, **environ: str) -> Iterator[int]:
 
 
 @contextmanager
+def answering(handler: type[BaseHTTPRequestHandler]) -> Iterator[int]:
+    """Answer HTTP until the block ends, and give the port."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        serving = Thread(target=server.serve_forever, args=(0.05,))
+        serving.start()
+        try:
+            yield int(server.server_address[1])
+        finally:
+            server.shutdown()
+            serving.join()
+
+
+@contextmanager
 def webhook() -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """A URL to which notifications can be posted, and those that came."""
     came: list[dict[str, Any]] = []
@@ -231,11 +257,5 @@ def webhook() -> Iterator[tuple[str, list[dict[str, Any]]]]:
         def log_message(self, *_: object) -> None:
             """Say nothing."""
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Receiver) as server:
-        serving = Thread(target=server.serve_forever, args=(0.05,))
-        serving.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}/", came
-        finally:
-            server.shutdown()
-            serving.join()
+    with answering(Receiver) as port:
+        yield f"http://127.0.0.1:{port}/", came

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import re
-import subprocess
 import time
 from bisect import bisect_left
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
-from urllib.request import Request, urlopen
 
 import pytest
 import yaml
@@ -20,7 +17,8 @@ import yaml
 from otel_mlops.metrics import PREDICTION_DURATION
 from otel_mlops.profile import Profile
 from tests.monitoring.replay import replaying
-from tests.servers.programs import CONFIG, program, prometheus
+from tests.servers.pipelines import push
+from tests.servers.programs import CONFIG, program, prometheus, succeeds
 
 TEXT = (Path(__file__).parents[2] / "docs" / "fleet.md").read_text()
 CLASSIC, NATIVE = (
@@ -32,13 +30,6 @@ def configurations(name: str) -> list[str]:
     """The configurations in the document that begin with this name."""
     blocks = re.findall(r"^```yaml\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
     return [block for block in blocks if block.startswith(f"# {name}\n")]
-
-
-def succeeds(*command: str) -> str:
-    """What a program says that ends well."""
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("promtool", ["promtool", "promtool-2"])
@@ -138,7 +129,7 @@ def test_replicas_with_one_id_look_like_resets(tmp_path: Path):
             for second in range(-60, 0):
                 for replica, instance in enumerate(instances):
                     at_ns = (now_s + second) * 10**9 + replica * 5 * 10**8
-                    push(f"{server.url}/api/v1/otlp", instance, 1000 * (replica + 1) + second, at_ns)
+                    push_sold(f"{server.url}/api/v1/otlp", instance, 1000 * (replica + 1) + second, at_ns)
         rate = "sum(rate(shop_sold_total{{instance=~'{}'}}[40s]))"
         apart = server.ask("query", query=rate.format("one|two"), time=now_s - 1)["result"]
         together = server.ask("query", query=rate.format("same"), time=now_s - 1)["result"]
@@ -146,15 +137,11 @@ def test_replicas_with_one_id_look_like_resets(tmp_path: Path):
     assert float(together[0]["value"][1]) > 500.0
 
 
-def push(url: str, instance: str, value: int, at_ns: int) -> None:
+def push_sold(url: str, instance: str, value: int, at_ns: int) -> None:
     """Push one cumulative counter."""
     point = {"asInt": str(value), "timeUnixNano": str(at_ns), "startTimeUnixNano": str(at_ns - 10**12)}
     metric = {"name": "shop.sold", "sum": {"dataPoints": [point], "aggregationTemporality": 2, "isMonotonic": True}}
-    named = {"service.name": "shop", "service.instance.id": instance}
-    resource = {"attributes": [{"key": key, "value": {"stringValue": text}} for key, text in named.items()]}
-    body = {"resourceMetrics": [{"resource": resource, "scopeMetrics": [{"scope": {}, "metrics": [metric]}]}]}
-    with urlopen(Request(f"{url}/v1/metrics", json.dumps(body).encode(), {"Content-Type": "application/json"})):
-        pass
+    push(url, {"service.name": "shop", "service.instance.id": instance}, [metric])
 
 
 @pytest.mark.parametrize(("counts", "expected"), [(False, 11), (True, 34)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from otel_mlops.numbers.chance import wilson
 from otel_mlops.profile import PREDICTION, Profile
 from otel_mlops.rules import GROUPS
 from tests.monitoring.replay import Columns, cut, of, replaying, table
-from tests.servers.programs import CONFIG, program
+from tests.servers.programs import CONFIG, program, succeeds
 
 CAR_LOAN = ("car_value", "salary_range", "loan_length", "driver_tenure")
 COUNTS = ("model_feature_bin_total", "model_reference_bin_ratio", "model_reference_samples")
@@ -38,9 +37,7 @@ def evaluate(folder: Path, interval: str, series: dict[str, str], checks: dict[s
     }
     (folder / "tests.yaml").write_text(yaml.safe_dump(file))
     for version in ("promtool-2", "promtool"):
-        command = [program(version), "test", "rules", "tests.yaml"]
-        ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
-        assert ran.returncode == 0, ran.stdout + ran.stderr
+        succeeds(program(version), "test", "rules", "tests.yaml", cwd=folder)
 
 
 def counted(profile: Profile, parts: list[Columns], instance: str) -> tuple[dict[str, str], dict[str, float]]:
