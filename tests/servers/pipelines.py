@@ -13,7 +13,7 @@ import trustme
 import yaml
 
 from tests.servers.programs import CONFIG, Prometheus, Running, answers, program, prometheus, started
-from tests.servers.service import free_port
+from tests.servers.service import free_port, status
 
 TOKEN = "a-token-that-only-these-tests-know"
 
@@ -37,6 +37,13 @@ def sooner(name: str) -> list[str]:
     if "span_metrics" in config.get("connectors", ()):
         settings.append("connectors::span_metrics::metrics_flush_interval: 500ms")
     return [f"--config=yaml:{setting}" for setting in settings]
+
+
+def push(url: str, attributes: Mapping[str, str], metrics: Sequence[Mapping[str, Any]]) -> None:
+    """Push metrics of a resource over OTLP, in its JSON."""
+    resource = {"attributes": [{"key": key, "value": {"stringValue": text}} for key, text in attributes.items()]}
+    body = {"resourceMetrics": [{"resource": resource, "scopeMetrics": [{"metrics": metrics}]}]}
+    assert status(f"{url}/v1/metrics", "POST", json.dumps(body).encode()) == 200
 
 
 class Life:

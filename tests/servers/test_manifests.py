@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -21,7 +20,7 @@ from cryptography.x509 import DNSName, SubjectAlternativeName, load_pem_x509_cer
 
 from tests.servers.programs import CONFIG, program, started
 from tests.servers.schemas import complaints
-from tests.servers.service import free_port, until
+from tests.servers.service import free_port, listens, until
 
 DOCS = CONFIG.parent / "docs"
 FILES = sorted((CONFIG / "kubernetes").glob("*.yaml"))
@@ -306,12 +305,3 @@ def test_what_alertmanager_sends_is_printed(tmp_path: Path):
             assert response.status == 200
         until(lambda: "One of ten" in running.said())
         assert running.said().strip() == f"/pages firing {labels} One of ten requests fails"
-
-
-def listens(port: int) -> bool:
-    """Whether somebody takes connections at a port."""
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    except OSError:
-        return False
-    return True

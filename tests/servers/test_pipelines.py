@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import ssl
 import subprocess
@@ -22,7 +21,7 @@ import yaml
 from otel_mlops.metrics import CATALOGUE
 from otel_mlops.sdk.text import TEXT
 from tests.servers.fleet import Page, fetch
-from tests.servers.pipelines import TOKEN, Place, pipeline, receiving
+from tests.servers.pipelines import TOKEN, Place, pipeline, push, receiving
 from tests.servers.programs import CONFIG, Prometheus, program
 from tests.servers.service import CLEAN, Service, running, status, until
 from tests.test_otlp import Collector
@@ -274,15 +273,13 @@ def test_the_gateway_refuses_who_speaks_without_tls(flow: SimpleNamespace):
     assert status(flow.place.gateway_url.replace("https", "http") + "/v1/metrics", "POST", b"{}") == 400
 
 
-def push(url: str, name: str, *ages_s: float) -> None:
+def push_gauges(url: str, name: str, *ages_s: float) -> None:
     """Push gauges of 1 to a sidecar or a gateway's pipeline: the name with its place in this list, each so old."""
     metrics = [
         {"name": f"{name}.{number}", "gauge": {"dataPoints": [{"asDouble": 1, "timeUnixNano": f"{at:.0f}"}]}}
         for number, at in enumerate((time.time() - age_s) * 1e9 for age_s in ages_s)
     ]
-    resource = {"attributes": [{"key": "service.name", "value": {"stringValue": "pushed"}}]}
-    body = {"resourceMetrics": [{"resource": resource, "scopeMetrics": [{"metrics": metrics}]}]}
-    assert status(f"{url}/v1/metrics", "POST", json.dumps(body).encode()) == 200
+    push(url, {"service.name": "pushed"}, metrics)
 
 
 BY_GRPC = (
@@ -304,7 +301,7 @@ def test_who_has_the_wrong_token_says_that_it_drops(flow: SimpleNamespace, tmp_p
         place = Place(tmp_path)
         grpc = f"127.0.0.1:{flow.place.grpc_port}"
         with pipeline("sidecar", place, arguments=arguments, GATEWAY_TOKEN=token, GRPC=grpc, **sends) as sidecar:
-            push(place.otlp_url, f"{protocol}.{token[0]}", 0)
+            push_gauges(place.otlp_url, f"{protocol}.{token[0]}", 0)
             if token == TOKEN:
                 until(lambda: arrived(flow.prometheus, "pushed", f"{protocol}_a_0"))
                 assert "Dropping data" not in sidecar.said()
@@ -316,11 +313,11 @@ def test_who_has_the_wrong_token_says_that_it_drops(flow: SimpleNamespace, tmp_p
 def test_points_of_yesterday_are_taken_and_older_ones_spoil_their_request(flow: SimpleNamespace):
     """Prometheus takes what is 23 hours old; with one point of 25 hours it takes nothing of a request."""
     dropped = 'sum(otelcol_exporter_send_failed_metric_points_total{job="otelcol-gateway"})'
-    push(flow.place.otlp_url, "in.time", 0, 23 * 3600)
+    push_gauges(flow.place.otlp_url, "in.time", 0, 23 * 3600)
     until(lambda: flow.prometheus.series("in_time_0"))
     until(lambda: flow.prometheus.series("last_over_time(in_time_1[1d])"))
     assert flow.prometheus.value(dropped) is None
-    push(flow.place.otlp_url, "too.late", 0, 25 * 3600)
+    push_gauges(flow.place.otlp_url, "too.late", 0, 25 * 3600)
     until(lambda: flow.prometheus.value(dropped))
     assert not flow.prometheus.series('last_over_time({__name__=~"too_late.*"}[2d])')
 

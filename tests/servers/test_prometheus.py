@@ -6,8 +6,7 @@ import math
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from http.server import BaseHTTPRequestHandler
 from typing import NamedTuple
 from urllib.request import Request, urlopen
 
@@ -16,7 +15,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from otel_mlops.metrics import CATALOGUE
-from tests.servers.programs import Prometheus, program, prometheus, scraping
+from tests.servers.programs import Prometheus, answering, program, prometheus, scraping
 from tests.servers.service import Service, get, running, status, until
 
 SERVICE = """
@@ -121,12 +120,8 @@ def as_text(page_url: str) -> Iterator[int]:
         def log_message(self, *_: object) -> None:
             """Say nothing."""
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Relay) as relay:
-        serving = Thread(target=relay.serve_forever, args=(0.05,))
-        serving.start()
-        yield relay.server_address[1]
-        relay.shutdown()
-        serving.join()
+    with answering(Relay) as port:
+        yield port
 
 
 def in_every_job(value: float) -> dict[str, list[float]]:
