@@ -16,7 +16,7 @@ unexport PYTHONDONTWRITEBYTECODE
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
 
-test: $(VENV)/.with-test ## the unit tests, without servers (under a minute)
+test: $(VENV)/.with-test ## the unit tests, without servers (about a minute)
 	$(RUN) pytest --ignore=tests/servers -m "not stress" --numprocesses auto
 
 test-stress: $(VENV)/.with-test ## threads, signals and long random calls against one another
