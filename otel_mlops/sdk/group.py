@@ -18,7 +18,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -318,7 +317,7 @@ def group_of(settings: Settings, *, inherited_lead: int | None = None) -> Group 
         identity += [namespace("net"), settings.service_name, settings.host, settings.port]
         # Whoever leads does it for all: a script without a page must not lead the workers that have one.
         identity += [settings.start_server, *settings.metrics_exporter]
-    digest = sha256(json.dumps(identity).encode()).hexdigest()
+    digest = _digest(json.dumps(identity))
     shown = re.sub(r"[^A-Za-z0-9]+", "-", settings.group or settings.service_name)[:32]
     return Group(f"{shown}-{digest[:16]}", settings.state_dir, inherited_lead=inherited_lead)
 
@@ -335,7 +334,7 @@ def lasting_folder(settings: Settings, group: Group) -> Path | None:
         return None
     name = settings.group or settings.service_name
     shown = re.sub(r"[^A-Za-z0-9]+", "-", name)[:32]
-    folder = group.folder.with_name(f"lasting-{shown}-{sha256(name.encode()).hexdigest()[:16]}")
+    folder = group.folder.with_name(f"lasting-{shown}-{_digest(name)[:16]}")
     folder.parent.parent.mkdir(parents=True, exist_ok=True)
     for each in (folder.parent, folder):
         with suppress(FileExistsError):  # then it is checked
@@ -373,3 +372,9 @@ def _locked(file: int, how: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _digest(text: str) -> str:
+    from hashlib import sha256  # loads OpenSSL, which importing the package need not
+
+    return sha256(text.encode()).hexdigest()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Mapping
-from hashlib import blake2b
 from itertools import compress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -134,6 +133,8 @@ class GroupPoints(Points):
 
 
 def _arrange(shares: list[Share]) -> list[_Together]:
+    from hashlib import blake2b  # loads OpenSSL, which importing the package need not
+
     metrics: dict[Any, _Together] = {}
     scopes: dict[Any, InstrumentationScope] = {}
     bounds: dict[bytes, Any] = {}
