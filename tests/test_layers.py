@@ -6,6 +6,7 @@ import ast
 import re
 from collections.abc import Callable, Iterator
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -181,7 +182,8 @@ def _undocumented(owner: ast.Module | ast.ClassDef, prefix: str) -> Iterator[str
 
 def each_test_states_a_fact(tree: ast.Module, source: str, path: Path) -> Iterator[str]:
     """Each test has a docstring of one sentence: the fact that holds."""
-    for node in ast.walk(tree):
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    for node in chain(tree.body, *(each.body for each in classes)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test"):
             fact = ast.get_docstring(node) or ""
             if not fact.endswith(".") or "\n\n" in fact:
@@ -258,6 +260,7 @@ BREAKS: list[tuple[Check, str, str]] = [
     (public_names_are_documented, "web.py", '"""Web."""\ndef serve(): ...'),
     (public_names_are_documented, "web.py", '"""Web."""\nclass A:\n    """A."""\n    def b(self): ...'),
     (each_test_states_a_fact, "web.py", "def test_it(): ..."),
+    (each_test_states_a_fact, "web.py", "class TestIt:\n    def test_it(self): ..."),
     (each_test_states_a_fact, "web.py", 'async def test_it():\n    """It works"""'),
     (each_skip_says_how, "web.py", "pytest.skip('no promtool')"),
     (each_skip_says_how, "web.py", "pytest.importorskip('numpy')"),
