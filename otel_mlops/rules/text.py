@@ -45,16 +45,14 @@ def _fields(rule: Recording | Alert, group: Group) -> Iterator[tuple[str, Any]]:
 
 def as_yaml(comment: str, groups: Iterable[Group] = GROUPS) -> str:
     """Return collector-config/rules.yaml."""
-    note = [line.format("rules.yaml") for line in _NOTE]
-    return _lines([*(f"# {line}" for line in (comment, *note)), *_groups(groups, "")])
+    return _lines([*_comments(comment, "rules.yaml"), *_groups(groups, "")])
 
 
 def as_prometheus_rule(comment: str, groups: Iterable[Group] = GROUPS) -> str:
     """Return collector-config/kubernetes/prometheusrule.yaml, for the Prometheus Operator."""
-    note = [line.format("prometheusrule.yaml") for line in _NOTE]
     return _lines(
         [
-            *(f"# {line}" for line in (comment, *note)),
+            *_comments(comment, "prometheusrule.yaml"),
             "# A Prometheus finds it by its ruleSelector: give it the labels that yours asks for.",
             "apiVersion: monitoring.coreos.com/v1",
             "kind: PrometheusRule",
@@ -67,6 +65,10 @@ def as_prometheus_rule(comment: str, groups: Iterable[Group] = GROUPS) -> str:
             *_groups(groups, "  "),
         ]
     )
+
+
+def _comments(comment: str, name: str) -> Iterator[str]:
+    return (f"# {line.format(name)}" for line in (comment, *_NOTE))
 
 
 def _groups(groups: Iterable[Group], indent: str) -> Iterator[str]:

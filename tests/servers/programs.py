@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,6 +17,7 @@ from urllib.parse import quote, urlencode
 from urllib.request import urlopen
 
 import pytest
+import yaml
 
 from tests.servers.service import CLEAN, WAIT_S, free_port, until
 
@@ -70,24 +70,6 @@ class Running:
         self.process.kill()
         self.process.wait(WAIT_S)
 
-    def stop(self) -> None:
-        """End it as an operator does."""
-        self.process.terminate()
-        self.process.wait(WAIT_S)
-
-    def freeze(self) -> AbstractContextManager[None]:
-        """Let it do nothing during a `with` block, its sockets open."""
-        return _frozen(self.process)
-
-
-@contextmanager
-def _frozen(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    process.send_signal(signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        process.send_signal(signal.SIGCONT)
-
 
 @contextmanager
 def started(
@@ -130,7 +112,6 @@ class Prometheus:
     """A Prometheus that runs."""
 
     def __init__(self, port: int, running: Running) -> None:
-        self.port = port
         self.url = f"http://127.0.0.1:{port}"
         self.running = running
 
@@ -204,10 +185,10 @@ def scraping(ports: Mapping[str, int], **more: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def collector(config: Path, log: Path, health_port: int, **environ: str) -> Iterator[Running]:
+def collector(config: Path, log: Path, health_port: int) -> Iterator[Running]:
     """Run the Collector with a configuration that tells its health at a port."""
     command = [program("otelcol-mlops"), f"--config={config}"]
-    with started(command, log, lambda: answers(f"http://127.0.0.1:{health_port}/"), environ) as running:
+    with started(command, log, lambda: answers(f"http://127.0.0.1:{health_port}/")) as running:
         yield running
 
 
@@ -215,8 +196,10 @@ def collector(config: Path, log: Path, health_port: int, **environ: str) -> Iter
 
 
 @contextmanager
-def alertmanager(folder: Path, config: Path, **environ: str) -> Iterator[int]:
+def alertmanager(folder: Path, routes: Mapping[str, Any]) -> Iterator[int]:
     """Run an Alertmanager by itself, and give its port."""
+    config = folder / "alertmanager.yaml"
+    config.write_text(json.dumps(routes))  # JSON is YAML
     port = free_port()
     command = [
         program("alertmanager"),
@@ -225,8 +208,19 @@ def alertmanager(folder: Path, config: Path, **environ: str) -> Iterator[int]:
         f"--web.listen-address=127.0.0.1:{port}",
         "--cluster.listen-address=",
     ]
-    with started(command, folder / "alertmanager.log", lambda: answers(f"http://127.0.0.1:{port}/-/ready"), environ):
+    with started(command, folder / "alertmanager.log", lambda: answers(f"http://127.0.0.1:{port}/-/ready")):
         yield port
+
+
+def routes_to(url: str, folder: Path) -> dict[str, Any]:
+    """The shipped routes of Alertmanager, all of which lead to one URL, by a file in the folder."""
+    file = folder / "url"
+    file.write_text(url)
+    routes: dict[str, Any] = yaml.safe_load((CONFIG / "alertmanager.yaml").read_text())
+    for receiver in routes["receivers"]:
+        for hook in receiver["webhook_configs"]:
+            hook["url_file"] = str(file)
+    return routes
 
 
 @contextmanager

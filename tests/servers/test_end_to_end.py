@@ -8,15 +8,14 @@ import re
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
 import yaml
 
 from tests.servers.pipelines import Place, pipeline, receiving
-from tests.servers.programs import CONFIG, Prometheus, alertmanager, webhook
-from tests.servers.service import Service, listens, running, until
+from tests.servers.programs import CONFIG, Prometheus, alertmanager, routes_to, webhook
+from tests.servers.service import Service, listens, running, status, until
 
 FASTER = 300
 """Time in the rules and the routes runs so many times faster, or nobody would wait for the end of the test."""
@@ -67,7 +66,7 @@ class Clients:
     def __init__(self, service: Service) -> None:
         self.mood: Mood = "well"
         self.answers: list[int] = []
-        self._port = service.port
+        self._url = service.url
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._ask)
 
@@ -84,16 +83,10 @@ class Clients:
         while not self._stopping.wait(0.05):
             income = 6 if self.mood == "ill" else 4
             rows = [{"income": chance.gauss(income, 1), "rooms": chance.gauss(6, 2)} for _ in range(ROWS)]
-            self._send("POST", "/predict", json.dumps(rows))
+            # A new connection each time, so that both workers are asked.
+            self.answers.append(status(f"{self._url}/predict", "POST", json.dumps(rows).encode()))
             if self.mood == "ill":
-                self._send("GET", "/broken")
-
-    def _send(self, method: str, path: str, body: str | None = None) -> None:
-        # A new connection each time, so that both workers are asked.
-        line = HTTPConnection("127.0.0.1", self._port, timeout=30)
-        line.request(method, path, body, {"Content-Type": "application/json"})
-        self.answers.append(line.getresponse().status)
-        line.close()
+                self.answers.append(status(f"{self._url}/broken"))
 
 
 # --- Time -----------------------------------------------------------------------------------------------------
@@ -173,14 +166,9 @@ def watched(folder: Path, service: Service) -> Iterator[tuple[Prometheus, Person
     place = Place(folder)
     with ExitStack() as stack:
         url, notifications = stack.enter_context(webhook())
-        (folder / "webhook").write_text(url)
-        routes = yaml.safe_load((CONFIG / "alertmanager.yaml").read_text())
+        routes = routes_to(url, folder)
         hurry_routes(routes["route"])
-        for receiver in routes["receivers"]:
-            for hook in receiver.get("webhook_configs", ()):
-                hook["url_file"] = str(folder / "webhook")
-        (folder / "alertmanager.yaml").write_text(yaml.safe_dump(routes))
-        alerts = stack.enter_context(alertmanager(folder, folder / "alertmanager.yaml"))
+        alerts = stack.enter_context(alertmanager(folder, routes))
         rules = hurry_rules(yaml.safe_load((CONFIG / "rules.yaml").read_text()))
         (folder / "rules.yaml").write_text(yaml.safe_dump(rules))
         prometheus = stack.enter_context(

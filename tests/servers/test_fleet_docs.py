@@ -64,11 +64,6 @@ def test_the_percentile_of_a_fleet_is_that_of_one_machine_with_all_the_traffic(t
     """The query gives of two machines what it gives of one that had both parts; their mean is far from it."""
     draw = random.Random(1)
     fast, slow = ([draw.lognormvariate(math.log(s), 0.5) for _ in range(n)] for s, n in ((0.002, 990), (0.4, 10)))
-    alone = [{"interval": "1m", "input_series": series, "promql_expr_test": []} for series in ([], [], [])]
-    for test, parts in zip(alone, ([fast, slow], [fast + slow], [fast, slow]), strict=True):
-        test["input_series"] = [
-            each for number, part in enumerate(parts) for each in buckets(part, f"machine-{number}")
-        ]
     of_all = quantile([*fast, *slow], 0.95)
     mean = (quantile(fast, 0.95) + quantile(slow, 0.95)) / 2.0
     assert mean > 50.0 * of_all

@@ -186,18 +186,20 @@ def flow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
     try:
         with ExitStack() as now:
             prometheus = now.enter_context(receiving(place))
-            gateway = now.enter_context(
+            now.enter_context(
                 pipeline("gateway", place, TRACES_WAIT="1s", TRACES_SLOW_MS="250", TRACES_AUTHORIZATION="Basic YTpi")
             )
-            sidecar = now.enter_context(pipeline("sidecar", place))
+            now.enter_context(pipeline("sidecar", place))
             by_scrape = now.enter_context(running(SERVICE, scraped))
             by_push = now.enter_context(running(SERVICE, pushing, **pushes))
-            agent = now.enter_context(
+            now.enter_context(
                 pipeline("agent", place, SCRAPE_TARGET=f"127.0.0.1:{by_scrape.page_port}", SCRAPE_JOB="scraped")
             )
             make_requests(by_scrape)
             make_requests(by_push)
-            yield SimpleNamespace(**locals())
+            yield SimpleNamespace(
+                place=place, prometheus=prometheus, traces=traces, by_scrape=by_scrape, by_push=by_push
+            )
     finally:
         traces.close()
 

@@ -8,9 +8,8 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from threading import Thread
 from typing import Any, NamedTuple
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -21,7 +20,8 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from otel_mlops.metrics import API_REQUESTS, CATALOGUE, PREDICTION_DURATION, PREDICTION_LATENCY_P99, WORKERS
 from tests.nvml.driver import FakeDriver, build
-from tests.servers.programs import Prometheus, collector, prometheus
+from tests.servers.fleet import Series
+from tests.servers.programs import Prometheus, answering, collector, prometheus
 from tests.servers.service import WAIT_S, Service, free_port, get, listens, running, status, until
 from tests.test_names_by_otlp import name_by_otlp
 
@@ -250,8 +250,6 @@ MOVING = {
 OF_THE_SCRAPE = "up|target_info|scrape_.+"
 _OF_THE_WAY = ("__name__", "__type__", "__unit__", "job", "instance")
 
-Series = tuple[str, frozenset[tuple[str, str]]]
-
 
 class Found(NamedTuple):
     """What Prometheus has of one way."""
@@ -302,14 +300,8 @@ def passing_on(urls: list[str], pushes: list[bytes]) -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             """Say nothing."""
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Relay) as relay:
-        serving = Thread(target=relay.serve_forever, args=(0.05,))
-        serving.start()
-        try:
-            yield f"http://127.0.0.1:{relay.server_address[1]}/v1/metrics"
-        finally:
-            relay.shutdown()
-            serving.join()
+    with answering(Relay) as port:
+        yield f"http://127.0.0.1:{port}/v1/metrics"
 
 
 def pipelines(page_port: int, otlp_port: int, health_port: int, prometheus_url: str) -> dict[str, Any]:

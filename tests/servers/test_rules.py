@@ -9,14 +9,14 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from urllib.request import Request, urlopen
+from urllib.request import urlopen
 
 import pytest
 import yaml
 
 from otel_mlops.rules import ALERTS, GROUPS, RECORDINGS
-from tests.servers.programs import CONFIG, alertmanager, program, said, succeeds
-from tests.servers.service import until
+from tests.servers.programs import CONFIG, alertmanager, program, routes_to, said, succeeds
+from tests.servers.service import status, until
 
 FILES = sorted(path.name for path in (CONFIG / "rules_tests").iterdir())
 LONG = ["days.yaml", "weeks.yaml"]
@@ -121,9 +121,9 @@ def test_an_objective_can_be_kept_low(tmp_path: Path):
         for job in promised
         for code, values in (("200", "0+600x120 72000x120"), ("500", "0x120 0+600x120"))
     ]
+    paging = 'group by (job) (ALERTS{alertname="ErrorBudgetBurn", alertstate="firing"})'
     paged = [
         {"expr": paging, "eval_time": at, "exp_samples": [{"labels": f'{{job="{job}"}}', "value": 1} for job in jobs]}
-        for paging in ('group by (job) (ALERTS{alertname="ErrorBudgetBurn", alertstate="firing"})',)
         for at, jobs in (("2h", []), ("2h45m", [job for job in promised if job != "none"]))
     ]
     never = {"expr": 'ALERTS{alertname=~"ErrorBudget.*", job="none"}', "eval_time": "4h", "exp_samples": []}
@@ -464,16 +464,9 @@ def test_one_fault_is_told_once_and_two_are_told_twice(tmp_path: Path):
             of = {"alertname": name, "job": f"shop{number}", "domain": domain, "severity": severity, **labels}
             alerts.append({"labels": of})
             wanted[f"shop{number}", name] = name == second and number < len(HIDES)
-    (tmp_path / "url").write_text("http://127.0.0.1:9/")
-    routes = yaml.safe_load((CONFIG / "alertmanager.yaml").read_text())
-    for receiver in routes["receivers"]:
-        for hook in receiver["webhook_configs"]:
-            hook["url_file"] = str(tmp_path / "url")
-    (tmp_path / "alertmanager.yaml").write_text(json.dumps(routes))
-    with alertmanager(tmp_path, tmp_path / "alertmanager.yaml") as port:
+    with alertmanager(tmp_path, routes_to("http://127.0.0.1:9/", tmp_path)) as port:
         url = f"http://127.0.0.1:{port}/api/v2/alerts"
-        with urlopen(Request(url, json.dumps(alerts).encode(), {"Content-Type": "application/json"})):
-            pass
+        assert status(url, "POST", json.dumps(alerts).encode()) == 200
 
         def hidden() -> dict[tuple[str, str], bool]:
             with urlopen(url) as answer:
