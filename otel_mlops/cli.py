@@ -147,6 +147,9 @@ def _render(arguments: argparse.Namespace) -> int:
     except FileNotFoundError as error:
         print(f"otel-mlops render: {error.filename} is not there: it works in a checkout only.", file=sys.stderr)
         return 1
+    except (ValueError, OSError) as error:
+        print(f"otel-mlops render: {error}", file=sys.stderr)
+        return 1
 
 
 # --- Arguments --------------------------------------------------------------------------------------------

@@ -34,7 +34,9 @@ def manifests(folder: Path) -> Iterator[tuple[Path, str]]:
             pipeline, times = re.subn(here, there, pipeline, flags=re.MULTILINE)
             if times != 1:
                 raise ValueError(f"{name}.yaml has {times} times {here!r}, expected once")
-        _, _, parts = pipeline.partition("\nextensions:")  # below the comment for those who start it by hand
+        _, found, parts = pipeline.partition("\nextensions:")  # below the comment for those who start it by hand
+        if not found:
+            raise ValueError(f"{name}.yaml has no extensions, expected them first")
         text = f"# {name}.yaml, which explains its variables; `make render` copies it.\nextensions:{parts}"
         yield path, f"{own}\n  config:\n{indent(_without_nulls(_with_plain_resource(text)), '    ')}"
 

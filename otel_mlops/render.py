@@ -39,7 +39,7 @@ def render(*, check: bool, root: Path = CHECKOUT) -> list[Path]:
     Errors:  FileNotFoundError outside of a checkout; ValueError if docs/seen.txt names what is no metric.
     """
     stale: list[Path] = []
-    for path, text in _texts(root):
+    for path, text in list(_texts(root)):  # all of them, or none is written
         if path.exists() and path.read_text(encoding="utf-8") == text:
             continue
         stale.append(path)

@@ -116,6 +116,21 @@ def test_render_finds_and_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert main(["render", "--check"]) == 0
 
 
+def test_render_says_what_is_damaged_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """With a pipeline that is none it ends with 1 and a sentence, and what is stale stays so."""
+    for folder in ("docs", "collector-config"):
+        shutil.copytree(render.CHECKOUT / folder, tmp_path / folder)
+    monkeypatch.setattr(render, "CHECKOUT", tmp_path)
+    settings = tmp_path / "docs" / "settings.md"
+    settings.write_text("stale")
+    (tmp_path / "collector-config" / "agent.yaml").write_text("")
+    assert main(["render"]) == 1
+    assert "agent.yaml" in capsys.readouterr().err
+    assert settings.read_text() == "stale"
+
+
 def test_render_outside_of_a_checkout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

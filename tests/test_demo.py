@@ -14,6 +14,7 @@ from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
+import httpx
 import psutil
 import pytest
 import yaml
@@ -265,6 +266,16 @@ def test_a_program_that_ended_is_known_with_its_last_words():
     program.stop()
 
 
+def test_what_a_program_writes_cannot_steer_the_terminal():
+    """Control characters in its lines are shown as question marks."""
+    program = Program([sys.executable, "-c", r"print('\x1b[2J\x07wiped')"], os.environ)
+    try:
+        eventually(lambda: program.said(1))
+        assert program.said(1) == ["?[2J?wiped"]
+    finally:
+        program.stop()
+
+
 @pytest.mark.stress
 def test_a_program_ends_when_its_owner_is_killed():
     """A process that started a program and is killed by SIGKILL leaves nothing behind."""
@@ -325,6 +336,43 @@ def test_an_address_of_another_machine_is_told():
     """An address that is not this machine's is told with the option to change."""
     with pytest.raises(DemoError, match=r"192\.0\.2\.1.*--host or DEMO_HOST"):
         choose_ports(Options(host="192.0.2.1", port=0, page_port=0))
+
+
+@pytest.mark.parametrize("host", ["é..x", "\udcff"])
+def test_what_can_be_no_name_is_told(host: str):
+    """A host that cannot be looked up at all is told with the option to change."""
+    with pytest.raises(DemoError, match=r"nothing can listen on .*--host or DEMO_HOST"):
+        choose_ports(Options(host=host, port=0, page_port=0))
+
+
+# --- Prometheus' answers ----------------------------------------------------------------------------------
+
+FIRING = [
+    {"state": state, "labels": {"alertname": name, "severity": severity}}
+    for state, name, severity in (
+        ("firing", "Slow", "warning"), ("pending", "Later", "warning"), ("firing", "Watchdog", "none"),
+    )
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("answer", "alerts", "value"),
+    [
+        ({"data": {"alerts": FIRING, "result": [{"value": [0, "7"]}]}}, ["Slow"], 7.0),
+        ({"data": {"alerts": [], "result": []}}, [], None),
+        ({}, None, None),
+        ([], None, None),
+        ({"data": {"alerts": [{}], "result": [{"value": "?"}]}}, None, None),
+        ({"data": None}, None, None),
+    ],
+)
+def test_an_answer_that_is_not_prometheus_own_is_none(answer: object, alerts: list[str] | None, value: float | None):
+    """Of what answers at its port the demo takes what it understands, and never fails."""
+    prometheus = object.__new__(processes.Prometheus)
+    prometheus.url = "http://prometheus"
+    with httpx.Client(transport=httpx.MockTransport(lambda _: httpx.Response(200, json=answer))) as client:
+        assert prometheus.alerts(client) == alerts
+        assert prometheus.query(client, "up") == value
 
 
 # --- Prometheus' configuration ----------------------------------------------------------------------------

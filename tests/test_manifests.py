@@ -160,6 +160,7 @@ def test_a_changed_pipeline_changes_its_manifest(config: Path):
     [
         ("agent.yaml", "scrape_configs:", "expected once"),
         ("agent.yaml", "host_metrics:\n", "expected once"),
+        ("gateway.yaml", "\nextensions:", "has no extensions"),
         ("kubernetes/opentelemetrycollector-gateway.yaml", "\n  config:", "has no config"),
     ],
 )

@@ -70,9 +70,10 @@ def choose_ports(options: Options) -> Options:
         wanted["prometheus_port"] = ("Prometheus", "--prometheus-port or DEMO_PROMETHEUS_PORT")
     try:
         free = iter(take_free_ports(options.host, len(wanted)))
-    except OSError as error:
+    except (OSError, TypeError, UnicodeError) as error:  # the last two for what can be no name
+        reason = getattr(error, "strerror", None) or error
         raise DemoError(
-            f"nothing can listen on {options.host}: {error.strerror}. Choose another with --host or DEMO_HOST"
+            f"nothing can listen on {options.host!r}: {reason}. Choose another with --host or DEMO_HOST"
         ) from None
     chosen: dict[str, Any] = {}
     for field, (title, means) in wanted.items():

@@ -9,15 +9,17 @@ import signal
 import subprocess
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from otel_mlops.rules.text import as_data
 
 if TYPE_CHECKING:
     import httpx
+
+T = TypeVar("T")
 
 _STOP_TIMEOUT_S = 8.0
 _KEPT_LINES = 200
@@ -79,7 +81,9 @@ class Program:
     def _listen(self, output: IO[bytes]) -> None:
         with output:
             for line in output:
-                self._said.append(line.decode(errors="replace").rstrip())
+                # What it writes is shown in a terminal, which is not to obey it.
+                text = line.decode(errors="replace").rstrip()
+                self._said.append("".join(each if each.isprintable() else "?" for each in text))
 
 
 # --- Prometheus and Alertmanager --------------------------------------------------------------------------
@@ -135,25 +139,25 @@ class Prometheus:
 
     def query(self, client: httpx.Client, expression: str) -> float | None:
         """The value of an expression that gives one; None where it gives nothing, or nobody answers."""
+        return self._told(client, "query", lambda data: float(data["result"][0]["value"][1]), query=expression)
+
+    def alerts(self, client: httpx.Client) -> list[str] | None:
+        """The names of the alerts that fire, less the one that always does; None where nobody answers."""
+
+        def names(data: Any) -> list[str]:
+            firing = [alert["labels"] for alert in data["alerts"] if alert["state"] == "firing"]
+            return sorted({labels["alertname"] for labels in firing if labels["severity"] != "none"})
+
+        return self._told(client, "alerts", names)
+
+    def _told(self, client: httpx.Client, path: str, read: Callable[[Any], T], **parameters: str) -> T | None:
+        """What is read of the answer to a question; None where there is none, or it is not Prometheus' own."""
         import httpx
 
         try:
-            answer = client.get(f"{self.url}/api/v1/query", params={"query": expression})
-            result = answer.raise_for_status().json()["data"]["result"]
-        except (httpx.HTTPError, ValueError):
+            return read(client.get(f"{self.url}/api/v1/{path}", params=parameters).raise_for_status().json()["data"])
+        except (httpx.HTTPError, ValueError, LookupError, TypeError):
             return None
-        return float(result[0]["value"][1]) if result else None
-
-    def alerts(self, client: httpx.Client) -> list[str]:
-        """The names of the alerts that fire, less the one that always does; none where nobody answers."""
-        import httpx
-
-        try:
-            alerts = client.get(f"{self.url}/api/v1/alerts").raise_for_status().json()["data"]["alerts"]
-        except (httpx.HTTPError, ValueError):
-            return []
-        firing = [alert["labels"] for alert in alerts if alert["state"] == "firing"]
-        return sorted({labels["alertname"] for labels in firing if labels["severity"] != "none"})
 
 
 def find_prometheus() -> str | None:

@@ -211,7 +211,8 @@ class Demo:
             yield f"  {'Prometheus':<12} {_url_or_end(prometheus)}"
             if prometheus.alertmanager is not None:
                 yield f"  {'Alertmanager':<12} {_url_or_end(prometheus.alertmanager)}"
-            yield f"  {'alerts':<12} {', '.join(prometheus.alerts(self._client)) or 'none'}"
+            if (alerts := prometheus.alerts(self._client)) is not None:
+                yield f"  {'alerts':<12} {', '.join(alerts) or 'none'}"
         elif self._options.prometheus:
             yield f"  {'Prometheus':<12} not found on the PATH"
 

@@ -42,7 +42,7 @@ def people_page() -> PeoplePage | None:
     global _fault  # noqa: PLW0603 (so that it is said once per change)
     try:
         page = _put_together()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # the second where one is no UTF-8
         if str(error) != _fault:
             _logger.warning("a browser gets the metrics instead of the page for people: %s", error)
         _fault = str(error)
