@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -35,6 +36,8 @@ _START_TIMEOUT_S = 30.0
 _FIRST_REST_S = 1.0
 _LONGEST_REST_S = 60.0
 _BEAT_S = 1.0
+_LAST_WORDS_S = 1.0
+"""How long one that is of no use any more may take over the answers that it has begun."""
 _MOST_SILENCES = 3
 """After so many beats that did not come the process is frozen, and those who scrape wait for nothing."""
 _FIRST_READING_S = 2.0
@@ -195,6 +198,9 @@ class PageProcess:
             silences = 0 if word is not None else silences + 1
             # Another file is the lead when somebody has removed the group's folder.
             if identity(self._group.lead_file) != lead or not self._sees_all():
+                _tell(process, "end")
+                with suppress(subprocess.TimeoutExpired):  # it is killed then
+                    process.wait(_LAST_WORDS_S)
                 return "cannot see the numbers of this worker"
         return f"has said nothing for {_MOST_SILENCES * _BEAT_S:.0f} s"
 

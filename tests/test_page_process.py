@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -280,7 +281,9 @@ def test_one_that_ends_again_and_again_keeps_no_processor_busy(worker, monkeypat
 @pytest.mark.parametrize("lost", ["lead", "numbers"])
 def test_one_that_cannot_see_the_numbers_any_more_is_ended(lost, worker, caplog):
     """When the group's folder was removed, or there is no room left in it, the worker takes the page back."""
-    worker.runs = f"{READY}; [(print('here', flush=True), time.sleep(0.05)) for _ in range(9999)]"
+    ended = worker.folder / "ended"
+    last = f"open({str(ended)!r}, 'w').close() if sys.stdin.readline() == 'end\\n' else None"
+    worker.runs = f"{READY}; import os, threading; {BEATS}; {last}; os._exit(0)"
     worker.page.start()
     eventually(lambda: worker.told == ["hand over"])
     if lost == "lead":
@@ -290,6 +293,19 @@ def test_one_that_cannot_see_the_numbers_any_more_is_ended(lost, worker, caplog)
     eventually(lambda: worker.told[1:2] == ["take back"])
     eventually(lambda: any("cannot see the numbers" in each for each in caplog.messages))
     assert worker.processes[0].poll() is not None
+    assert ended.exists(), "it was killed in the middle of an answer"
+
+
+@pytest.mark.stress
+def test_one_that_does_not_end_by_itself_is_killed(worker, monkeypatch):
+    """One that is told to end, as it cannot see the numbers, and does not, is not waited for."""
+    monkeypatch.setattr(page_process, "_LAST_WORDS_S", 0.1)
+    worker.runs = f"{READY}; import threading; {BEATS}; time.sleep(3600)"
+    worker.page.start()
+    eventually(lambda: worker.told == ["hand over"])
+    worker.sees_all = False
+    eventually(lambda: worker.told[1:2] == ["take back"])
+    assert worker.processes[0].poll() == -signal.SIGKILL
 
 
 def test_what_cannot_be_started_is_said_once(worker, caplog, monkeypatch):
