@@ -68,6 +68,8 @@ def choose_ports(options: Options) -> Options:
     }
     if options.prometheus and find_prometheus() is not None:
         wanted["prometheus_port"] = ("Prometheus", "--prometheus-port or DEMO_PROMETHEUS_PORT")
+    if not options.host:  # the kernel would take it for every address, and no browser would find it
+        raise DemoError("nothing can listen on '': it is empty. Choose another with --host or DEMO_HOST")
     try:
         free = iter(take_free_ports(options.host, len(wanted)))
     except (OSError, TypeError, UnicodeError) as error:  # the last two for what can be no name
