@@ -16,6 +16,7 @@ from otel_mlops.dashboards import DASHBOARDS, LEFT_OUT, files
 from otel_mlops.dashboards.panels import Dashboard, Panel, Query, Row
 from otel_mlops.metrics import CATALOGUE, Metric
 from tests import grafana
+from tests.promql import nodes, selectors_of
 
 Json = dict[str, Any]
 Rule = Callable[[Json], Iterator[str]]
@@ -58,20 +59,9 @@ def parsed(query: str) -> promql.Expr:
     return promql.parse(grafana.interpolated(query, CHOSEN))
 
 
-def nodes(tree: promql.Expr, above: tuple[promql.Expr, ...] = ()) -> Iterator[tuple[Any, tuple[promql.Expr, ...]]]:
-    """Each part of a query with what lies above it, the nearest last."""
-    yield tree, above
-    for name in ("lhs", "rhs", "expr", "param", "vector_selector"):
-        child = getattr(tree, name, None)
-        if isinstance(child, promql.Expr):
-            yield from nodes(child, (*above, tree))
-    for argument in getattr(tree, "args", ()):
-        yield from nodes(argument, (*above, tree))
-
-
 def selectors(query: str) -> Iterator[tuple[Any, tuple[promql.Expr, ...]]]:
     """Each selector of a query with what lies above it."""
-    return ((node, above) for node, above in nodes(parsed(query)) if isinstance(node, promql.VectorSelector))
+    return selectors_of(grafana.interpolated(query, CHOSEN))
 
 
 def matchers(selector: Any) -> dict[str, tuple[Any, str]]:

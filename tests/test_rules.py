@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import promql_parser
 import pytest
 import yaml
 
@@ -20,6 +18,7 @@ from otel_mlops.rules.telemetry import LEDGER_BYTES
 from otel_mlops.rules.text import as_data
 from otel_mlops.settings import Settings
 from otel_mlops.sources.nvidia.events import ALERTED_XIDS
+from tests.promql import selectors_of
 
 CONFIG = CHECKOUT / "collector-config"
 OTHERS = {"up", "ALERTS"}
@@ -40,25 +39,9 @@ CASES: list[dict[str, Any]] = [
 ]
 
 
-def selectors(expression: str) -> Iterator[promql_parser.VectorSelector]:
-    """The selectors of an expression, which must be PromQL."""
-
-    def walk(node: Any) -> Iterator[promql_parser.VectorSelector]:
-        if isinstance(node, promql_parser.VectorSelector):
-            yield node
-        if isinstance(node, promql_parser.MatrixSelector):
-            yield node.vector_selector
-        inner = [getattr(node, name, None) for name in ("lhs", "rhs", "expr")]
-        for each in [*inner, *getattr(node, "args", [])]:
-            if isinstance(each, promql_parser.Expr):
-                yield from walk(each)
-
-    return walk(promql_parser.parse(expression))
-
-
 def asked(expression: str) -> set[str]:
     """The names of the series that an expression asks for."""
-    return {selector.name for selector in selectors(expression) if selector.name}
+    return {selector.name for selector, _ in selectors_of(expression) if selector.name}
 
 
 def known_series() -> dict[str, set[str]]:
@@ -81,7 +64,7 @@ def test_an_expression_asks_for_what_exists():
     """Each series of a rule or of the runbook is one of the catalogue, a recorded one or Prometheus' own."""
     known, recorded = known_series(), {recording.name for recording in RECORDINGS}
     for name, expression in QUERIES:
-        for selector in selectors(expression):
+        for selector, _ in selectors_of(expression):
             asks = selector.name
             if asks is None:
                 assert name in {"MetricOverflow", "LedgerNearlyFull"}  # they count the series of all names
@@ -126,7 +109,7 @@ def test_a_rule_follows_those_that_it_needs():
 def test_a_label_of_a_target_is_not_asked_for():
     """No rule matches job, instance or a whole number as bucket: they differ between a scrape and a push."""
     for rule in RULES:
-        for selector in selectors(rule.expression):
+        for selector, _ in selectors_of(rule.expression):
             for matcher in selector.matchers.matchers:
                 assert matcher.name not in {"job", "instance"}
                 if matcher.name == "le":

@@ -16,7 +16,7 @@ import pytest
 
 from otel_mlops.demo.readings import Reading, read
 from otel_mlops.doctor.network import take_free_ports
-from tests.servers.service import until
+from tests.servers.service import CLEAN, until
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 WAIT_S = 60.0
@@ -25,8 +25,7 @@ WAIT_S = 60.0
 @contextmanager
 def started(command: list[str], port: int, page_port: int) -> Iterator[tuple[httpx.Client, str]]:
     """A service that runs: a client of it, and its page's URL."""
-    environ = {name: text for name, text in os.environ.items() if not name.startswith("OTEL_")}
-    environ |= {"PORT": str(port), "OTEL_EXPORTER_PROMETHEUS_PORT": str(page_port)}
+    environ = CLEAN | {"PORT": str(port), "OTEL_EXPORTER_PROMETHEUS_PORT": str(page_port)}
     service = subprocess.Popen(
         command, cwd=EXAMPLES, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         start_new_session=True,
@@ -150,11 +149,8 @@ def test_several_workers(ports: list[int]):
 
 def test_model_monitoring():
     """The walk through ends with a drift of what broke alone, a fallen accuracy, and the share of truths."""
-    environ = {name: text for name, text in os.environ.items() if not name.startswith("OTEL_")}
     command = [sys.executable, "model_monitoring.py"]
-    ran = subprocess.run(
-        command, cwd=EXAMPLES, env=environ, capture_output=True, text=True, timeout=WAIT_S, check=False
-    )
+    ran = subprocess.run(command, cwd=EXAMPLES, env=CLEAN, capture_output=True, text=True, timeout=WAIT_S, check=False)
     assert ran.returncode == 0, ran.stderr
     before, after = ran.stdout.split("--- incomes come in thousands")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
 import sys
@@ -13,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
+
+from tests.servers.service import CLEAN
 
 SERVICE = """
 import sys, threading, time
@@ -134,14 +135,13 @@ class Run:
 
 def run_service(url: str, came: threading.Event | None, *, ends: str, interval_s: float = 0.05) -> Run:
     """Run the service; it ends once a connection has come, where one is expected."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
     with subprocess.Popen(
         [sys.executable, "-c", SERVICE, url, ends, str(interval_s)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment,
+        env=CLEAN,
     ) as process:
         try:
             recording_s = float(process.stdout.readline().split()[1])
