@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tests.nvml.driver import FakeDriver
 
 # The suite stays under a minute; where more examples pay, a test asks for them itself or is a stress test.
-hypothesis.settings.register_profile("unit", max_examples=30)
+hypothesis.settings.register_profile("unit", max_examples=20, deadline=None)
 hypothesis.settings.load_profile("unit")
 
 TESTS = Path(__file__).parent

@@ -344,7 +344,8 @@ def growing(number: int, action: Action) -> Action:
         return action
     same = replace(action, identity=replace(action.identity, description=""))
     if isinstance(same, Say) and same.identity.kind == "observable_counter":
-        return replace(same, observations=tuple((number * 8, attributes) for _, attributes in same.observations))
+        # Also where several observations of one set of attributes add up, and fewer of them do the next time.
+        return replace(same, observations=tuple((8**number, attributes) for _, attributes in same.observations))
     return same
 
 
