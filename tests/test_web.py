@@ -57,6 +57,20 @@ async def test_what_was_answered_is_on_the_page(telemetry):
     assert seen == [*[(False, 0, 1, {"GET": 1})] * 3, (True, 1, 0, {})]
 
 
+async def test_failures_stand_at_0_before_the_first(telemetry):
+    """With an endpoint's first answer comes its series of 500s, so that `increase` sees the first of them."""
+    app = FastAPI()
+
+    @app.get("/items/{item_id}")
+    def item(item_id: str) -> str:
+        return item_id
+
+    instrument_app(app, telemetry)
+    await ask(app, "GET", "/items/7")
+    by_status = telemetry.values(rows.API_REQUESTS, "endpoint", "status_code")
+    assert by_status == {("/items/{item_id}", "200"): 1, ("/items/{item_id}", "500"): 0}
+
+
 @pytest.fixture
 def clock(monkeypatch) -> Clock:
     clock = Clock(100.0)

@@ -61,7 +61,8 @@ _VALUES = (
 API_REQUESTS = Metric(
     "api.requests", "counter", "{request}", "HTTP requests answered.",
     ("method", "endpoint", "status_code"), values=_METHOD,
-    note="`endpoint` is the route's template, `unmatched` where no route matched: never a raw path.",
+    note="`endpoint` is the route's template, `unmatched` where no route matched: never a raw path. With an endpoint's "
+    "first answer its 500s stand at 0, so that `increase()` sees the first of them.",
 )
 API_REQUEST_DURATION = Metric(
     "api.request.duration", "histogram", "s", "Time from a request's arrival to the end of its response.",

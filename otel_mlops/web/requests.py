@@ -223,6 +223,8 @@ class RequestMetrics:
     def bind_series(self, method: str, endpoint: str) -> Series:
         """Return the handles of a method and an endpoint, and remember them."""
         series = Series(self, method, endpoint)
+        # It stands at 0 before the first failure, as `increase` does not see what a series begins with.
+        series.bind_status(500).add(0.0)
         if len(self.series) < _MOST_REMEMBERED:
             self.series[method, endpoint] = series
         return series
