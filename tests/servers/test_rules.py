@@ -40,16 +40,16 @@ def test_promtool_accepts_the_rules(version: str):
     assert f"SUCCESS: {len(ALERTS) + len(RECORDINGS)} rules found" in text
 
 
-def test_the_rules_pass_their_tests():
-    """Each alert fires when it must, and only then, with its words; in both versions, but for what takes days."""
-    runs = [("promtool-2", SHORT), ("promtool", SHORT), ("promtool", LONG)]
-    with ThreadPoolExecutor(2) as pool:
-        asked = [
-            pool.submit(succeeds, program(version), "test", "rules", *files, cwd=CONFIG / "rules_tests")
-            for version, files in runs
-        ]
-        for each in asked:
-            each.result()
+@pytest.mark.parametrize("file", SHORT)
+def test_the_rules_pass_their_tests(file: str):
+    """Each alert fires when it must, and only then, with its words, in both versions."""
+    both_said("test", "rules", file, cwd=CONFIG / "rules_tests")
+
+
+@pytest.mark.parametrize("file", LONG)
+def test_the_rules_pass_the_tests_that_take_days(file: str):
+    """So does what looks back for days; in the newer version alone, as it takes long."""
+    succeeds(program("promtool"), "test", "rules", file, cwd=CONFIG / "rules_tests")
 
 
 def written(folder: Path, tests: list[dict[str, Any]], *, every: str, replaced: Mapping[str, str] | None = None) -> str:
