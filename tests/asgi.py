@@ -19,7 +19,7 @@ from otel_mlops.metrics import Metric
 from otel_mlops.sdk.provider import MeterProvider
 
 Message = dict[str, Any]
-WAIT_S = 5.0
+WAIT_S = 20.0
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from otel_mlops.sdk.provider import MeterProvider
 from otel_mlops.testing import collect, fresh_telemetry
 from tests import waiting
 
-PATIENCE_S = 10.0
+PATIENCE_S = 30.0
 eventually = partial(waiting.eventually, within_s=PATIENCE_S)
 MIDNIGHT_S = datetime(2024, 3, 1, tzinfo=UTC).timestamp()
 

@@ -40,7 +40,7 @@ from tests import waiting
 from tests.asgi import Socket, ask, serving
 
 REQUIRED = Path(__file__).parent / "required_metrics.md"
-PATIENCE_S = 10.0
+PATIENCE_S = 30.0
 eventually = partial(waiting.eventually, within_s=PATIENCE_S)
 
 SPECIFICATION = """

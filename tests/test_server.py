@@ -28,7 +28,7 @@ from tests import waiting
 
 SMALL = Page(b"up 1\n", TEXT)
 LARGE = Page(b"".join(b'requests_total{endpoint="/%d"} %d\n' % (i, i) for i in range(500)), TEXT)
-PATIENCE_S = 10.0
+PATIENCE_S = 30.0
 eventually = partial(waiting.eventually, within_s=PATIENCE_S)
 PROMETHEUS_2 = (
     "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,"

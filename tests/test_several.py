@@ -21,7 +21,7 @@ from otel_mlops.sources.sampler import Sample
 from otel_mlops.testing import Samples, collect, fresh_telemetry
 from tests import waiting
 
-PATIENCE_S = 10.0
+PATIENCE_S = 30.0
 eventually = partial(waiting.eventually, within_s=PATIENCE_S)
 MIDNIGHT_S = 86_400.0 * 20_000
 

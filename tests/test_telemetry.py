@@ -45,7 +45,7 @@ from otel_mlops.testing import collect, fresh_telemetry
 from tests import waiting
 from tests.asgi import ask, serving
 
-PATIENCE_S = 10.0
+PATIENCE_S = 30.0
 eventually = partial(waiting.eventually, within_s=PATIENCE_S)
 PRIVATE = {"start_server": False, "start_monitoring": False, "set_global": False, "service_name": "test"}
 

@@ -43,7 +43,7 @@ def program(name: str) -> str:
 
 def said(*command: str, cwd: Path | None = None) -> tuple[bool, str]:
     """Whether a program that ends by itself is content, and what it says."""
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=5 * WAIT_S, check=False)
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=4 * WAIT_S, check=False)
     return done.returncode == 0, done.stdout + done.stderr
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-WAIT_S = 30.0
+WAIT_S = 60.0
 CLEAN = {name: text for name, text in os.environ.items() if not name.startswith("OTEL_")}
 
 

@@ -110,7 +110,7 @@ def as_text(page_url: str) -> Iterator[int]:
 
     class Relay(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            with urlopen(Request(page_url, headers={"Accept": "text/plain"}), timeout=5) as response:
+            with urlopen(Request(page_url, headers={"Accept": "text/plain"}), timeout=30) as response:
                 body = response.read()
                 self.send_response(response.status)
                 self.send_header("Content-Type", response.headers["Content-Type"])

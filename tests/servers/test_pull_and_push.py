@@ -290,7 +290,7 @@ def passing_on(urls: list[str], pushes: list[bytes]) -> Iterator[str]:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             kept = {name: self.headers[name] for name in ("Content-Type", "Content-Encoding") if self.headers[name]}
             for url in urls:
-                with urlopen(Request(url, body, kept), timeout=5) as response:
+                with urlopen(Request(url, body, kept), timeout=30) as response:
                     response.read()
             pushes.append(body)
             self.send_response(200)
@@ -666,7 +666,7 @@ def test_differences_are_refused(ways: Ways):
     body = {"resourceMetrics": [{"resource": {}, "scopeMetrics": [{"scope": {}, "metrics": [metric]}]}]}
     url = f"{ways.prometheus.url}/api/v1/otlp/v1/metrics"
     with pytest.raises(HTTPError) as refused:
-        urlopen(Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"}), timeout=5)
+        urlopen(Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"}), timeout=30)
     assert (refused.value.code, "temporality" in refused.value.read().decode()) == (500, True)
 
 

@@ -23,7 +23,7 @@ from otel_mlops.web import instrument_app
 from tests.asgi import Page, Settings, Telemetry
 from tests.servers import service
 
-WAIT_S = 10.0
+WAIT_S = 30.0
 until = partial(service.until, wait_s=WAIT_S)
 
 
