@@ -279,8 +279,9 @@ def test_one_that_ends_again_and_again_keeps_no_processor_busy(worker, monkeypat
 
 
 @pytest.mark.parametrize("lost", ["lead", "numbers"])
-def test_one_that_cannot_see_the_numbers_any_more_is_ended(lost, worker, caplog):
+def test_one_that_cannot_see_the_numbers_any_more_is_ended(lost, worker, caplog, monkeypatch):
     """When the group's folder was removed, or there is no room left in it, the worker takes the page back."""
+    monkeypatch.setattr(page_process, "_LAST_WORDS_S", PATIENCE_S)
     ended = worker.folder / "ended"
     last = f"open({str(ended)!r}, 'w').close() if sys.stdin.readline() == 'end\\n' else None"
     worker.runs = f"{READY}; import os, threading; {BEATS}; {last}; os._exit(0)"
